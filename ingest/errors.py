@@ -1,0 +1,29 @@
+"""Errors of the ingest layer."""
+
+from __future__ import annotations
+
+from store.errors import ActlakeError
+
+
+class IngestError(ActlakeError):
+    """Something went wrong between a corpus and the rows of a store."""
+
+    kind = "ingest-error"
+
+
+class ModelError(IngestError):
+    """The model or its tokenizer is missing, broken or of an unsupported family."""
+
+    kind = "model-error"
+
+
+class SiteError(IngestError):
+    """A site the model does not have was asked for. Choose one of the listed ones."""
+
+    kind = "unknown-site"
+
+
+class SourceError(IngestError):
+    """The corpus is missing, empty or unreadable. Mend the input; nothing was written."""
+
+    kind = "bad-corpus"
