@@ -10,14 +10,14 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from store.errors import InvalidInputError
 
-T = TypeVar("T", bound=type)
+C = TypeVar("C", bound=type)
 
 
-class Registry(Generic[T]):
+class Registry:
     """Names of one kind of thing, found by importing every module of one package.
 
     Parameters
@@ -31,20 +31,20 @@ class Registry(Generic[T]):
     def __init__(self, noun: str, package: str) -> None:
         self.noun = noun
         self.package = package
-        self._classes: dict[str, T] = {}
+        self._classes: dict[str, Any] = {}
         self._unavailable: dict[str, str] = {}
         self._scanned = False
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[C], C]:
         """Return a decorator that files a class under ``name``; a second class of that name is refused."""
 
-        def file(cls: T) -> T:
+        def file(cls: C) -> C:
             held = self._classes.get(name)
             if held is not None and held.__qualname__ != cls.__qualname__:
                 msg = f"two {self.noun}s are called {name!r}: {held.__module__}, {cls.__module__}"
                 raise RuntimeError(msg)
             self._classes[name] = cls
-            cls.kind = name
+            cls.kind = name  # type: ignore[attr-defined]
             return cls
 
         return file
@@ -72,7 +72,7 @@ class Registry(Generic[T]):
         self._scan()
         return dict(self._unavailable)
 
-    def get(self, name: str) -> T:
+    def get(self, name: str) -> Any:
         """Return the class filed under ``name``.
 
         Raises
@@ -102,7 +102,7 @@ class Registry(Generic[T]):
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
             raise InvalidInputError(
-                f"{self.noun} {cls.kind!r} has no field {', '.join(unknown)}; "  # type: ignore[attr-defined]
+                f"{self.noun} {cls.kind!r} has no field {', '.join(unknown)}; "
                 f"known: {', '.join(sorted(known))}. Nothing was started.",
                 kind="unknown-field",
             )

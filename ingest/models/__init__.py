@@ -1,1 +1,40 @@
-"""."""
+"""Models as named sites: load one, resolve site names, capture values, recompute attention."""
+
+from ingest.models.attention import attend, merge, rotate
+from ingest.models.contract import (
+    ADAPTERS,
+    Anatomy,
+    AttentionSpec,
+    LoadedModel,
+    ModelAdapter,
+    Rotary,
+    SiteInfo,
+    Tap,
+)
+from ingest.models.dtypes import hardware_class, provenance, resolve_dtype
+from ingest.models.files import bundled
+from ingest.models.hooks import HookedModel, adapt
+from ingest.models.load import load
+from ingest.models.sites import resolve_sites
+
+__all__ = [
+    "ADAPTERS",
+    "Anatomy",
+    "AttentionSpec",
+    "HookedModel",
+    "LoadedModel",
+    "ModelAdapter",
+    "Rotary",
+    "SiteInfo",
+    "Tap",
+    "adapt",
+    "attend",
+    "bundled",
+    "hardware_class",
+    "load",
+    "merge",
+    "provenance",
+    "resolve_dtype",
+    "resolve_sites",
+    "rotate",
+]

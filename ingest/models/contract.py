@@ -1,0 +1,181 @@
+"""What a model family declares, and what everybody else sees of a model.
+
+A family describes where its sites lie in its own Hugging Face modules (`Anatomy` of `Tap`s) and
+nothing else; `ingest.models.hooks` turns the description into a `ModelAdapter`. The price is that
+a site must be a view of one module's first input or output: sums that no module sees cannot be
+sites.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from store.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
+
+
+@dataclass(frozen=True, slots=True)
+class SiteInfo:
+    """One site of one model."""
+
+    name: str
+    """Canonical name, ``blocks.3.attn.z``."""
+    shape: tuple[int, ...]
+    """Shape of one token's value: ``(D,)``, or ``(H, dh)`` for per-head sites."""
+    depth: int
+    """Place along the forward pass; a forward that stops after depth n has run every site up to
+    n."""
+    note: str = ""
+    """What a reader of the column must know, empty where the name says it all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """Rotary position embedding in the half-split layout (Llama, NeoX)."""
+
+    inverse_frequencies: tuple[float, ...]
+    """Radians per position of each rotated pair; twice as many leading features of a head turn."""
+    magnitude: float = 1.0
+    """Factor on the turned features (YaRN's attention scaling)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionSpec:
+    """All one needs to recompute a layer's attention from its q, k and v."""
+
+    heads: int
+    """Query heads H."""
+    kv_heads: int
+    """Key and value heads G; query head h reads key head ``h // (H // G)``."""
+    head_width: int
+    """Features dh of one head."""
+    scale: float
+    """Factor on ``q · k``."""
+    causal: bool
+    """Whether position i sees only positions up to i."""
+    softcap: float | None = None
+    """Where set, scores become ``softcap * tanh(score / softcap)`` before masking."""
+    window: int | None = None
+    """Where set, position i sees only positions j with ``|i - j| < window``."""
+    rotary: Rotary | None = None
+    """Where set, captured q and k are before rotation: `ingest.models.rotate` turns them first."""
+
+
+def whole(value: Tensor) -> Tensor:
+    """Return the module's tensor as it is."""
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """Where one site lies: an end of one module, and the view of its tensor."""
+
+    module: str
+    """Path below the base model, ``{l}`` standing for the block: ``h.{l}.attn.c_proj``."""
+    end: Literal["in", "out"]
+    """Whether the site is the module's first input or its (first) output."""
+    shape: tuple[int, ...]
+    """Shape of one token's value."""
+    view: Callable[[Tensor], Tensor] = whole
+    """Pure, and returning a view of its argument: an edit writes through it into a clone."""
+    also: tuple[str, ...] = ()
+    """Other module paths that put out the same value; accepted as names of the site."""
+    note: str = ""
+    """Handed on to `SiteInfo.note`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Anatomy:
+    """One model's sites, in the order the forward pass reaches them."""
+
+    layers: int
+    width: int
+    causal: bool
+    max_positions: int | None
+    """Longest sequence the model takes, in tokens; None where nothing limits it."""
+    attention: Callable[[int], AttentionSpec]
+    """The attention of a block, given its number."""
+    block: Mapping[str, Tap]
+    """Sites of every block: name below ``blocks.{l}`` → tap."""
+    before: Mapping[str, Tap] = field(default_factory=dict)
+    """Sites ahead of the blocks: whole name → tap."""
+    after: Mapping[str, Tap] = field(default_factory=dict)
+    """Sites behind the blocks: whole name → tap."""
+
+
+class Family(Protocol):
+    """A Hugging Face model type; one file each, filed in `ADAPTERS` under ``config.model_type``."""
+
+    kind: ClassVar[str]
+    spare: ClassVar[tuple[str, ...]]
+    """Beginnings of weight names that no site depends on and a checkpoint may lack."""
+    tokens: ClassVar[Literal["wordpiece", "bytes"]]
+    """The kind of tokenizer its toy models get."""
+
+    @staticmethod
+    def anatomy(config: Any) -> Anatomy:
+        """Return where the sites of a model with this Hugging Face config lie."""
+
+    @staticmethod
+    def toy(*, vocab: int, layers: int, width: int, heads: int, positions: int) -> Any:
+        """Return the Hugging Face config of a tiny model of this family."""
+
+
+ADAPTERS: Registry[Any] = Registry("model family", "ingest.models")
+
+
+class ModelAdapter(Protocol):
+    """A model with named sites."""
+
+    family: str
+    layers: int
+    width: int
+    causal: bool
+    max_positions: int | None
+
+    def sites(self) -> dict[str, SiteInfo]:
+        """Return the sites by name, in order of depth."""
+
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        """Return other names (the model's own module paths) and the sites each stands for."""
+
+    def attention(self, layer: int) -> AttentionSpec:
+        """Return what it takes to recompute the attention of block ``layer``."""
+
+    def capture(
+        self, input_ids_BT: Tensor, attention_mask_BT: Tensor, sites: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Return ``{site: [B, T, *shape]}``, the model's own tensors, in the order asked."""
+
+    def listen(self, site: str, fn: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+        """Call ``fn`` with the site's value in every forward; a tensor it returns replaces it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedModel:
+    """A model ready to be captured from, and what identifies it."""
+
+    adapter: ModelAdapter
+    tokenizer: Any
+    """The Hugging Face tokenizer."""
+    model: nn.Module
+    """In evaluation mode, parameters without gradients."""
+    name: str
+    """As it was asked for: a folder or a hub id."""
+    folder: Path
+    """Where its files lie on this machine."""
+    config_sha256: str
+    files: Mapping[str, str]
+    """sha256 of ``config.json`` and of every weight file, by file name."""
+    compute_dtype: str
+    """``float32``, ``bfloat16`` or ``float16``."""
+    attn_implementation: str
+    revision: str | None
+    """Commit of the hub repository; None for a local folder."""

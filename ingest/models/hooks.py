@@ -1,0 +1,291 @@
+"""The one machine behind every family: hooks on the model's own modules.
+
+The forward is the model's own, fused attention included, and ends after the deepest site asked
+for; hooks only look. What is returned are the very tensors the model computed (views of them for
+per-head sites): nothing is copied and no bit differs, at the price that a captured tensor keeps its
+whole storage alive (q, k, v of GPT-2 share one). One capture at a time per model: hooks belong to
+the module, not to the call.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ingest.errors import ModelError, SiteError
+from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, SiteInfo, Tap
+from ingest.models.sites import unknown_site
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch.utils.hooks import RemovableHandle
+
+
+def heads_of(count: int, head_width: int) -> Callable[[Tensor], Tensor]:
+    """Return the view ``[..., H * dh] → [..., H, dh]``."""
+    return lambda value: value.view(*value.shape[:-1], count, head_width)
+
+
+def heads_of_slice(start: int, count: int, head_width: int) -> Callable[[Tensor], Tensor]:
+    """Return the view of ``H * dh`` features from ``start`` on as ``[..., H, dh]``.
+
+    A slice and not a split: autograd forbids writing through one of several views made at once.
+    """
+    stop = start + count * head_width
+    cut = heads_of(count, head_width)
+    return lambda value: cut(value[..., start:stop])
+
+
+class _LastSiteReached(BaseException):
+    """Ends a forward; no ``Exception``, so that no handler inside the model can swallow it."""
+
+
+class HookedModel:
+    """A `ModelAdapter` over any Hugging Face model whose family declares an `Anatomy`.
+
+    Parameters
+    ----------
+    model
+        The Hugging Face model, with or without a head.
+    family
+        Its model type.
+    anatomy
+        Where its sites lie, below ``model.base_model``.
+    """
+
+    def __init__(self, model: nn.Module, family: str, anatomy: Anatomy) -> None:
+        self.model = model
+        self.family = family
+        self.layers = anatomy.layers
+        self.width = anatomy.width
+        self.causal = anatomy.causal
+        self.max_positions = anatomy.max_positions
+        base = getattr(model, "base_model", model)
+        self._base: nn.Module = base
+        self._prefix = str(getattr(base, "base_model_prefix", ""))
+        self._attention = anatomy.attention
+        self._taps = _taps(anatomy)
+
+    def sites(self) -> dict[str, SiteInfo]:
+        """Return the sites by name, in order of depth."""
+        return {
+            name: SiteInfo(name, tap.shape, depth, tap.note)
+            for depth, (name, tap) in enumerate(self._taps.items())
+        }
+
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        """Return the module paths whose output is a site, with and without the base's prefix."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name, tap in self._taps.items():
+            for path in (tap.module, *tap.also) if tap.end == "out" else ():
+                for alias in (path, f"{self._prefix}.{path}"):
+                    found[alias] = (*found.get(alias, ()), name)
+        return found
+
+    def attention(self, layer: int) -> AttentionSpec:
+        """Return what it takes to recompute the attention of block ``layer``."""
+        if not 0 <= layer < self.layers:
+            raise SiteError(
+                f"there is no block {layer}; the {self.family} model has blocks 0 to "
+                f"{self.layers - 1}."
+            )
+        return self._attention(layer)
+
+    def listen(self, site: str, fn: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+        """Call ``fn`` with the value of ``site``, ``[B, T, *shape]``, in every forward.
+
+        Where ``fn`` returns a tensor, the model goes on with that value in place of its own;
+        gradients flow through it. Remove the handle (it is a context manager) when done.
+
+        Raises
+        ------
+        SiteError
+            ``unknown-site``.
+        """
+        if site not in self._taps:
+            raise unknown_site(site, self)
+        tap = self._taps[site]
+        module = self._base.get_submodule(tap.module)
+        if tap.end == "out":
+            return module.register_forward_hook(partial(_on_output, tap, fn))
+        return module.register_forward_pre_hook(partial(_on_input, tap, fn), with_kwargs=True)
+
+    def capture(
+        self, input_ids_BT: Tensor, attention_mask_BT: Tensor, sites: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Run the model as far as the deepest of ``sites`` and return their values.
+
+        Parameters
+        ----------
+        input_ids_BT
+            int64 token ids, moved to the model's device.
+        attention_mask_BT
+            1 for a token, 0 for padding; values at padding positions mean nothing.
+        sites
+            Canonical names (`resolve_sites` makes them).
+
+        Returns
+        -------
+        dict
+            ``{site: [B, T, *shape]}`` in the order asked, in the compute dtype, on the model's
+            device: inference tensors that share memory with each other. Bits depend on the
+            batch's shape and padding, the hardware and the number of threads.
+
+        Raises
+        ------
+        SiteError
+            ``unknown-site``; nothing was run.
+        ModelError
+            ``bad-input``, ``too-long`` or ``training-mode``, before anything runs;
+            ``site-broken`` where the forward did not pass a site exactly once with the declared
+            shape.
+        """
+        wanted = list(dict.fromkeys(sites))
+        got: dict[str, Tensor] = {}
+        if not wanted:
+            return got
+        self._check(input_ids_BT, attention_mask_BT)
+        device = next(self._base.parameters()).device
+        with ExitStack() as hooks, torch.inference_mode():
+            for site in wanted:
+                hooks.enter_context(self.listen(site, partial(self._keep, got, site, len(wanted))))
+            with suppress(_LastSiteReached):
+                self._base(
+                    input_ids=input_ids_BT.to(device),
+                    attention_mask=attention_mask_BT.to(device),
+                    use_cache=False,
+                )
+        if missed := [site for site in wanted if site not in got]:
+            raise _broken(self.family, missed[0], "the forward never reached it")
+        return {site: got[site] for site in wanted}
+
+    def _keep(self, got: dict[str, Tensor], site: str, count: int, value: Tensor) -> None:
+        if site in got:
+            raise _broken(self.family, site, "the forward passed it twice")
+        if tuple(value.shape[2:]) != self._taps[site].shape:
+            raise _broken(self.family, site, f"its value has shape {list(value.shape)}")
+        got[site] = value
+        if len(got) == count:
+            raise _LastSiteReached
+
+    def _check(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> None:
+        if self.model.training:
+            raise ModelError(
+                f"the {self.family} model is in training mode, where dropout changes every value. "
+                "Nothing was run. Call model.eval() first.",
+                kind="training-mode",
+            )
+        shape, mask_shape = list(input_ids_BT.shape), list(attention_mask_BT.shape)
+        if len(shape) != 2 or mask_shape != shape or 0 in shape or input_ids_BT.is_floating_point():
+            raise ModelError(
+                f"input_ids are {input_ids_BT.dtype} {shape} with a mask of {mask_shape}; the "
+                f"{self.family} model takes integer ids [B, T] and a mask of the same shape. "
+                "Nothing was run.",
+                kind="bad-input",
+            )
+        if self.max_positions is not None and shape[1] > self.max_positions:
+            raise ModelError(
+                f"sequences of {shape[1]} tokens were given to a {self.family} model that holds "
+                f"{self.max_positions} positions. Nothing was run. Cut them to --context "
+                f"{self.max_positions} or less.",
+                kind="too-long",
+            )
+        self._check_ids(input_ids_BT)
+
+    def _check_ids(self, input_ids_BT: Tensor) -> None:
+        # On a GPU the look would wait for the device; ids come from the host, where it is free.
+        vocab = getattr(getattr(self.model, "config", None), "vocab_size", None)
+        if vocab is None or input_ids_BT.device.type != "cpu":
+            return
+        low, high = int(input_ids_BT.min()), int(input_ids_BT.max())
+        if low < 0 or high >= vocab:
+            raise ModelError(
+                f"token ids from {low} to {high} were given to a {self.family} model with "
+                f"{vocab} tokens. Nothing was run. Use the model's own tokenizer.",
+                kind="bad-input",
+            )
+
+
+def adapt(model: nn.Module) -> HookedModel:
+    """Return the adapter of a Hugging Face model that is already in memory.
+
+    Raises
+    ------
+    ModelError
+        ``unsupported-family``, listing the known ones.
+    """
+    config: Any = getattr(model, "config", None)
+    family = str(getattr(config, "model_type", type(model).__name__))
+    return HookedModel(model, family, family_of(family).anatomy(config))
+
+
+def family_of(model_type: str) -> Any:
+    """Return the `Family` of a Hugging Face model type, or raise ``unsupported-family``."""
+    if model_type not in ADAPTERS.names():
+        raise ModelError(
+            f"models of type {model_type!r} are not supported; known: "
+            f"{', '.join(ADAPTERS.names())}. Nothing was loaded. A family is one file in "
+            "ingest/models/.",
+            kind="unsupported-family",
+        )
+    return ADAPTERS.get(model_type)
+
+
+def _taps(anatomy: Anatomy) -> dict[str, Tap]:
+    found = dict(anatomy.before)
+    for layer in range(anatomy.layers):
+        for name, tap in anatomy.block.items():
+            found[f"blocks.{layer}.{name}"] = replace(
+                tap,
+                module=tap.module.format(l=layer),
+                also=tuple(path.format(l=layer) for path in tap.also),
+            )
+    return found | dict(anatomy.after)
+
+
+def _on_output(
+    tap: Tap, fn: Callable[[Tensor], Tensor | None], _module: nn.Module, _args: Any, output: Any
+) -> Any:
+    if isinstance(output, tuple):
+        edited = _edited(tap, fn, output[0])
+        return None if edited is None else (edited, *output[1:])
+    return _edited(tap, fn, output)
+
+
+def _on_input(
+    tap: Tap,
+    fn: Callable[[Tensor], Tensor | None],
+    _module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    if args:
+        edited = _edited(tap, fn, args[0])
+        return None if edited is None else ((edited, *args[1:]), kwargs)
+    edited = _edited(tap, fn, kwargs["hidden_states"])
+    return None if edited is None else (args, {**kwargs, "hidden_states": edited})
+
+
+def _edited(tap: Tap, fn: Callable[[Tensor], Tensor | None], value: Tensor) -> Tensor | None:
+    part = tap.view(value)
+    new = fn(part)
+    if new is None or part is value:
+        return new
+    clone = value.clone()
+    tap.view(clone).copy_(new)
+    return clone
+
+
+def _broken(family: str, site: str, found: str) -> ModelError:
+    return ModelError(
+        f"{family} declares the site {site}, but {found}. Nothing was kept. This version of "
+        "transformers lays the model out differently, or the model has an unusual config.",
+        kind="site-broken",
+        site=site,
+    )

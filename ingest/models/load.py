@@ -1,0 +1,205 @@
+"""Load a model so that its values can be trusted: whole files, no invented weights, no hub code.
+
+transformers is asked only after `ingest.models.files` has found the checkpoint whole, and its
+bars and log lines are switched off while it works; what it would have warned about (weights it
+had to invent) is an error.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ingest.errors import ModelError
+from ingest.models.contract import LoadedModel
+from ingest.models.dtypes import resolve_dtype
+from ingest.models.files import (
+    Checkpoint,
+    check_tokenizer,
+    locate,
+    missing_package,
+    read_checkpoint,
+)
+from ingest.models.hooks import adapt, family_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+
+
+def load(
+    model: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str | torch.device = "cpu",
+    attn_implementation: str = "sdpa",
+    revision: str | None = None,
+    tokenizer: str | Path | None = None,
+) -> LoadedModel:
+    """Return a model in evaluation mode, with its adapter, tokenizer and hashes.
+
+    Parameters
+    ----------
+    model
+        A folder with ``config.json`` and safetensors, or a hub id. An existing folder is never
+        looked up.
+    dtype
+        Of the computation: a name, or ``auto`` (`resolve_dtype`).
+    device
+        Where the model goes.
+    attn_implementation
+        As transformers names it: ``sdpa``, ``eager``, ``flash_attention_2`` …
+    revision
+        Branch, tag or commit of a hub id; without meaning for a folder.
+    tokenizer
+        Folder or hub id of the tokenizer, where it does not lie with the model.
+
+    Raises
+    ------
+    ModelError
+        ``model-not-found``, ``model-broken``, ``unsupported-family``, ``missing-package``,
+        ``tokenizer-missing``, ``missing-device``, ``unknown-dtype``. Nothing stays in memory.
+    """
+    place = _device(device)
+    compute, _ = resolve_dtype(dtype, device=place)
+    with quiet():
+        folder, commit = locate(model, revision)
+        found = read_checkpoint(folder, commit)
+        family = family_of(found.config["model_type"])
+        tokens = _tokenizer(folder if tokenizer is None else locate(tokenizer)[0])
+        network = _network(found, family.spare, getattr(torch, compute), attn_implementation)
+        adapter = adapt(network)
+    network.eval().requires_grad_(requires_grad=False)
+    network.to(place)
+    files = found.hashes()
+    return LoadedModel(
+        adapter=adapter,
+        tokenizer=tokens,
+        model=network,
+        name=str(model),
+        folder=folder,
+        config_sha256=files["config.json"],
+        files=files,
+        compute_dtype=compute,
+        attn_implementation=str(network.config._attn_implementation),
+        revision=commit,
+    )
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"there is no device called {device!r}.", kind="missing-device") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"device {str(place)!r} was asked for; {torch.cuda.device_count()} CUDA devices were "
+            "found. Nothing was loaded. Use --device cpu, or run where the device is.",
+            kind="missing-device",
+        )
+    return place
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers and the hub client off the terminal, then restore their settings."""
+    try:
+        from transformers.utils import logging
+    except ImportError as error:
+        raise missing_package("transformers", "loading a model") from error
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    check_tokenizer(folder)
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except ImportError as error:
+        raise missing_package(
+            error.name or "sentencepiece", f"the tokenizer in {folder}"
+        ) from error
+    except Exception as error:  # the Rust tokenizer raises plain Exception
+        raise ModelError(
+            f"the tokenizer in {folder} cannot be read: {_first_line(error)}. Nothing was "
+            "loaded. Copy or download its files again.",
+            kind="model-broken",
+            path=str(folder),
+        ) from error
+
+
+def _network(
+    found: Checkpoint, spare: tuple[str, ...], dtype: torch.dtype, attn_implementation: str
+) -> Any:
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    makers = str((found.config.get("architectures") or [""])[0])
+    auto = transformers.AutoModelForCausalLM if makers.endswith(_CAUSAL) else transformers.AutoModel
+    try:
+        network, report = auto.from_pretrained(
+            str(found.folder),
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except ImportError as error:
+        raise missing_package(
+            error.name or _first_line(error), f"the model in {found.folder}"
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
+        raise _unloadable(found.folder, _first_line(error)) from error
+    _refuse_invented(found.folder, report, spare)
+    return network
+
+
+def _refuse_invented(folder: Path, report: Mapping[str, Any], spare: tuple[str, ...]) -> None:
+    absent = sorted(name for name in report["missing_keys"] if not name.startswith(spare))
+    if absent:
+        raise _unloadable(
+            folder,
+            f"{len(absent)} weights are absent, {absent[0]} first; they would be random numbers",
+        )
+
+
+def _unloadable(folder: Path, found: str) -> ModelError:
+    return ModelError(
+        f"the model in {folder} cannot be loaded: {found}. Nothing was kept. Check that "
+        "config.json and the weights belong together.",
+        kind="model-broken",
+        path=str(folder),
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")

@@ -1,0 +1,46 @@
+"""TopK: a fixed number of active latents in every row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from jobs.dictionaries.contract import VARIANTS, Dictionary, check_topk
+from jobs.dictionaries.losses.auxk import auxk
+from jobs.dictionaries.losses.nmse import nmse
+from jobs.dictionaries.sparsifiers.row_topk import row_topk
+
+
+@VARIANTS.register("topk")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TopK:
+    """Keeps the k largest latents of each row.
+
+    ``f = ReLU(M ⊙ π)`` with M the k largest of ``π = (x − b_dec) W_enc + b_enc`` in each row;
+    loss ``NMSE + aux_weight · AuxK``; unit decoder rows.
+
+    Notes
+    -----
+    Source: Gao et al., "Scaling and Evaluating Sparse Autoencoders" (2406.04093). Exported with one
+    threshold for all latents, set so that the mean number of active latents is k, instead of per-row k.
+    """
+
+    latents: int
+    """Number of latents, >= 1."""
+    k: int
+    """Active latents of a row, in [1, latents]."""
+    aux_weight: float = 1 / 32
+    """Weight of the AuxK loss, >= 0."""
+
+    def __post_init__(self) -> None:
+        check_topk("topk", latents=self.latents, k=self.k, aux_weight=self.aux_weight)
+
+    def build(self, width: int, *, seed: int) -> Dictionary:
+        """Return a fresh dictionary for rows of ``width``."""
+        return Dictionary(
+            width,
+            self.latents,
+            sparsifier=partial(row_topk, k=self.k),
+            losses=((1.0, nmse), (self.aux_weight, auxk)),
+            seed=seed,
+        )

@@ -1,0 +1,154 @@
+"""Where everything lies: row ↔ part ↔ shard ↔ chunk ↔ key, and sizes in bytes. Pure arithmetic.
+
+The shard layout is fixed by the column's shape alone for the raw codec, so offsets can be computed without
+reading the index; the index is there for every other Zarr reader, and is checked against this arithmetic.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from store.errors import InvalidInputError
+
+CHUNK_ROWS = 256
+ALIGN = 4096
+SLOT_BYTES = 4096
+MISSING = 2**64 - 1
+PARTS_A_FOLDER = 4096
+
+STORE_KEY = "store.json"
+_COMMIT = re.compile(r"(\d{8})\.(\d+)\.json")
+_OBJECT = re.compile(
+    r"[A-Za-z0-9_][A-Za-z0-9_.@=-]{0,143}(/[A-Za-z0-9_][A-Za-z0-9_.@=-]{0,127}){0,12}"
+)
+
+
+def group_key(group: str) -> str:
+    """Return the key of a group's declaration."""
+    return f"groups/{group}/group.json"
+
+
+def sealed_key(group: str) -> str:
+    """Return the key that says a group is complete."""
+    return f"groups/{group}/sealed.json"
+
+
+def dropped_key(group: str) -> str:
+    """Return the key that says a group is gone for good."""
+    return f"groups/{group}/dropped.json"
+
+
+def retired_prefix(group: str) -> str:
+    """Return the prefix under which retired parts are named."""
+    return f"groups/{group}/retired/"
+
+
+def failed_key(group: str, part: int, attempt: str) -> str:
+    """Return the key of the record of an attempt that failed."""
+    return f"groups/{group}/failed/{part:08d}-{attempt}.json"
+
+
+def commits_prefix(group: str) -> str:
+    """Return the prefix of all commit records of a group."""
+    return f"groups/{group}/commits/"
+
+
+def commit_key(group: str, part: int, n: int = 0) -> str:
+    """Return the key of commit ``n`` of a part."""
+    return f"{commits_prefix(group)}{part // PARTS_A_FOLDER:06d}/{part:08d}.{n}.json"
+
+
+def parse_commit_key(key: str) -> tuple[int, int] | None:
+    """Return (part, n) where ``key`` ends like a commit record, else None."""
+    match = _COMMIT.fullmatch(key.rpartition("/")[2])
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def attempt_prefix(group: str, part: int, attempt: str) -> str:
+    """Return the folder of one attempt at one part."""
+    return f"groups/{group}/parts/{part:08d}/{attempt}/"
+
+
+def shard_path(column: str, dimensions: int) -> str:
+    """Return a dense column's shard below its attempt: one outer chunk at the origin."""
+    return f"{column}/c/" + "/".join(["0"] * dimensions)
+
+
+def check_object_path(path: str) -> str:
+    """Return ``path`` where it may name an object of an attempt, else raise ``bad-path``."""
+    if _OBJECT.fullmatch(path) is None or ".." in path.split("/"):
+        raise InvalidInputError(f"object path {path!r} leaves its attempt", kind="bad-path")
+    return path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardLayout:
+    """Byte offsets of a raw shard.
+
+    Identity slot (4096 bytes), then chunk ``j`` of 256 rows with its crc32c at ``offset(j)``, each starting at
+    a multiple of 4096, then at the end the index: ``slots`` pairs (offset, nbytes) of uint64 and a crc32c.
+    """
+
+    row_bytes: int
+    rows: int
+    stride_rows: int
+
+    @property
+    def chunks(self) -> int:
+        """Chunks that hold rows; the last one is filled up to 256 rows."""
+        return -(-self.rows // CHUNK_ROWS)
+
+    @property
+    def slots(self) -> int:
+        """Entries of the index: chunks of a full shard."""
+        return self.stride_rows // CHUNK_ROWS
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Decoded bytes of a chunk."""
+        return self.row_bytes * CHUNK_ROWS
+
+    @property
+    def coded_bytes(self) -> int:
+        """Bytes of a chunk in the shard: values and crc32c."""
+        return self.chunk_bytes + 4
+
+    @property
+    def spacing(self) -> int:
+        """Distance between the starts of two chunks."""
+        return -(-self.coded_bytes // ALIGN) * ALIGN
+
+    def offset(self, chunk: int) -> int:
+        """Return where chunk ``chunk`` starts."""
+        return SLOT_BYTES + chunk * self.spacing
+
+    @property
+    def index_offset(self) -> int:
+        """Where the index starts: behind the padding of the last chunk."""
+        return self.offset(self.chunks)
+
+    @property
+    def index_bytes(self) -> int:
+        """Size of the index with its crc32c."""
+        return 16 * self.slots + 4
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the shard."""
+        return self.index_offset + self.index_bytes
+
+
+def check_parts(part_rows: int, part_stride: int) -> None:
+    """Raise ``bad-part-rows`` unless parts are whole chunks that fit their stride."""
+    if (
+        part_rows <= 0
+        or part_rows % CHUNK_ROWS
+        or part_stride % CHUNK_ROWS
+        or part_rows > part_stride
+    ):
+        raise InvalidInputError(
+            f"part_rows={part_rows}, part_stride={part_stride}: both must be positive multiples of "
+            f"{CHUNK_ROWS} rows and part_rows at most part_stride. Nothing was written.",
+            kind="bad-part-rows",
+        )

@@ -1,0 +1,498 @@
+"""The opened store: row ranges, gathers, sequences, windows, tables, pins, digests, assets, writers."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+
+from store import layout, tables
+from store.commits import get_asset, put_asset
+from store.digest import digest
+from store.errors import ConflictError, InvalidInputError, NotFoundError
+from store.layout import CHUNK_ROWS
+from store.schema import Column, Group, make_record, read_record
+from store.storage import Storage, open_storage
+from store.summary import float32_of_bits
+from store.tokens import TokensWriter
+from store.view import Coverage, View, pin_id, write_pin
+from store.windows import Windows
+from store.writer import Writer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import polars as pl
+
+Array = np.ndarray[Any, np.dtype[Any]]
+DEFAULT_PART_ROWS = 16_384
+DEFAULT_PART_STRIDE = 65_536
+
+
+def create(
+    url: str | Path, *, part_rows: int = DEFAULT_PART_ROWS, part_stride: int = DEFAULT_PART_STRIDE
+) -> Store:
+    """Make a store, or open the one there if its row numbering is the same.
+
+    Parameters
+    ----------
+    url
+        Local path, ``file://…`` or ``memory://name``.
+    part_rows
+        Rows a part takes at most, a multiple of 256; recorded, so that part size never depends on who writes.
+    part_stride
+        Distance between the first row ids of two parts, a multiple of 256, at least ``part_rows``.
+
+    Raises
+    ------
+    ConflictError
+        ``store-differs``: a store with other part sizes is there.
+    """
+    layout.check_parts(part_rows, part_stride)
+    storage = open_storage(str(url))
+    probe = secrets.token_hex(8)
+    body = {"part_stride": part_stride, "part_rows": part_rows, "probe": probe}
+    data, _ = make_record("store", secrets.token_hex(16), body)
+    if not storage.create(layout.STORE_KEY, data):
+        held = _open(storage, None)
+        if (held.part_rows, held.part_stride) != (part_rows, part_stride):
+            raise ConflictError(
+                f"{storage.url} holds a store with part_rows={held.part_rows}, "
+                f"part_stride={held.part_stride}; asked for {part_rows}, {part_stride}. Nothing was "
+                "written. Use another folder, or the same sizes.",
+                kind="store-differs",
+            )
+        return held
+    return _open(storage, None)
+
+
+def open_store(url: str | Path, pin: str | None = None) -> Store:
+    """Open a store.
+
+    Parameters
+    ----------
+    url
+        Local path, ``file://…`` or ``memory://name``.
+    pin
+        Id of a pin: see exactly what it lists.
+
+    Raises
+    ------
+    NotFoundError
+        ``store-missing`` or ``pin-missing``.
+    UnsupportedVersionError
+        The store was written by a newer format.
+    """
+    return _open(open_storage(str(url)), pin)
+
+
+def _open(storage: Storage, pin: str | None) -> Store:
+    try:
+        data = storage.get(layout.STORE_KEY)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"there is no store at {storage.url} (no {layout.STORE_KEY}). Nothing was changed. Check the "
+            "path, or make one: actlake ingest --out PATH …",
+            kind="store-missing",
+        ) from error
+    record = read_record(data, "store", None, f"{storage.url}/{layout.STORE_KEY}")
+    return Store(storage, record, pin)
+
+
+class Store:
+    """One wide table of rows; columns come in groups.
+
+    A column is addressed ``group:site``, or ``site`` where only one group has it. bfloat16 comes back as
+    float32 (exact), or as ``uint16`` bits with ``raw=True``.
+    """
+
+    def __init__(self, storage: Storage, record: Mapping[str, Any], pin: str | None) -> None:
+        self._storage = storage
+        self.id: str = record["store"]
+        self.part_stride: int = record["part_stride"]
+        self.part_rows: int = record["part_rows"]
+        self.view = View(storage, self.id, self.part_stride, pin)
+
+    @property
+    def url(self) -> str:
+        """Where the store is."""
+        return self._storage.url
+
+    def refresh(self) -> Store:
+        """Return the store as it is now."""
+        return Store(
+            self._storage,
+            {"store": self.id, "part_stride": self.part_stride, "part_rows": self.part_rows},
+            self.view.pin,
+        )
+
+    # -- what is there ---------------------------------------------------------------------------------
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        """The groups by name, tokens first."""
+        return self.view.groups
+
+    @property
+    def sites(self) -> list[str]:
+        """Addresses of all dense columns."""
+        return [
+            f"{group.name}:{column.name}"
+            for group in self.groups.values()
+            for column in group.columns.values()
+            if column.kind == "dense"
+        ]
+
+    @property
+    def coverage(self) -> Mapping[str, Coverage]:
+        """How far each group reaches."""
+        return {name: self.view.coverage(name) for name in self.groups}
+
+    def column(self, address: str) -> Column:
+        """Return a column's declaration."""
+        return self.view.resolve(address)[1]
+
+    # -- rows ------------------------------------------------------------------------------------------
+
+    def _spans(self, group: str, rows: slice) -> list[tuple[int, int, int]]:
+        """Return (part, first, last) of the part-wise pieces of a row range."""
+        counts = [self.view.commit(group, part).rows for part in self.view.parts(group)]
+        start, stop, step = rows.indices(sum(counts))
+        if step != 1:
+            raise InvalidInputError(
+                "rows are read with step 1; use gather for others", kind="bad-rows"
+            )
+        spans, at = [], 0
+        for part, count in zip(self.view.parts(group), counts, strict=True):
+            low, high = max(start - at, 0), min(stop - at, count)
+            if low < high:
+                spans.append((part, low, high))
+            at += count
+        return spans
+
+    def row_ids(self, rows: slice = slice(None), group: str = "tokens") -> Array:
+        """Return the row ids (``int64``) of a range of a group's rows, counted in part order."""
+        pieces = [np.empty(0, np.int64)]
+        for part, low, high in self._spans(group, rows):
+            kept = self.view.kept(self.view.commit(group, part))
+            base = part * self.part_stride
+            pieces.append(np.arange(base + low, base + high) if kept is None else kept[low:high])
+        return np.concatenate(pieces)
+
+    def read(self, column: str, rows: slice = slice(None), *, raw: bool = False) -> Array:
+        """Return a range of a column's rows, ``[R, *shape]``, counted in part order without gaps."""
+        group, spec = self.view.resolve(column)
+        spans = self._spans(group.name, rows)
+        out = np.empty((sum(high - low for _, low, high in spans), *spec.shape), spec.stored)
+        at = 0
+        for part, low, high in spans:
+            self._read_part(group, spec, part, low, high, out[at : at + high - low])
+            at += high - low
+        return _decoded(out, spec, raw=raw)
+
+    def _read_part(
+        self, group: Group, spec: Column, part: int, low: int, high: int, out: Array
+    ) -> None:
+        commit = self.view.commit(group.name, part)
+        if spec.kind == "dense":
+            self.view.shard(commit, spec).read(low, high, out)
+        elif spec.kind == "scalar":
+            path = "tokens.parquet" if group.name == "tokens" else "scalars.parquet"
+            values = tables.column(self.view.table(commit, path), spec.name)
+            out[:] = values.reshape(len(values), *spec.shape)[low:high]
+        else:
+            raise InvalidInputError(
+                f"column {spec.name!r} of group {group.name!r} is {spec.kind}; read and gather take dense "
+                f"and scalar columns. Nothing was read. Use .arrow({group.name!r}).",
+                kind="column-kind",
+            )
+
+    def gather(self, column: str, row_ids: Any, *, raw: bool = False) -> Array:
+        """Return the rows of given ids in the given order, ``[R, *shape]``; repeats are fine.
+
+        Raises
+        ------
+        NotFoundError
+            ``row-missing``: the column does not hold one of the rows.
+        """
+        group, spec = self.view.resolve(column)
+        ids = np.asarray(row_ids, np.int64).reshape(-1)
+        order = np.argsort(ids, kind="stable")
+        out = np.empty((len(ids), *spec.shape), spec.stored)
+        parts = ids[order] // self.part_stride
+        bounds = np.flatnonzero(np.diff(parts)) + 1
+        for mine in np.split(order, bounds) if len(ids) else []:
+            part = int(ids[mine[0]] // self.part_stride)
+            slots = self._slots(group, part, ids[mine])
+            if spec.kind == "dense":
+                self._gather_chunks(group, spec, part, slots, mine, out)
+            else:
+                whole = np.empty(
+                    (self.view.commit(group.name, part).rows, *spec.shape), spec.stored
+                )
+                self._read_part(group, spec, part, 0, len(whole), whole)
+                out[mine] = whole[slots]
+        return _decoded(out, spec, raw=raw)
+
+    def _slots(self, group: Group, part: int, ids: Array) -> Array:
+        """Return where a part keeps the rows of sorted ids."""
+        missing = part not in self.view.parts(group.name)
+        slots, bad = ids - part * self.part_stride, np.ones(len(ids), bool)
+        if not missing:
+            commit = self.view.commit(group.name, part)
+            kept = self.view.kept(commit)
+            if kept is None:
+                bad = slots >= commit.rows
+            else:
+                slots = np.minimum(np.searchsorted(kept, ids), len(kept) - 1)
+                bad = kept[slots] != ids
+        if bad.any():
+            raise NotFoundError(
+                f"row {int(ids[bad][0])} (and {int(bad.sum()) - 1} more) is not in group "
+                f"{group.name!r} of {self.url}. Nothing was returned. `actlake inspect` shows coverage.",
+                kind="row-missing",
+            )
+        return slots
+
+    def _gather_chunks(
+        self, group: Group, spec: Column, part: int, slots: Array, place: Array, out: Array
+    ) -> None:
+        shard = self.view.shard(self.view.commit(group.name, part), spec)
+        step = 16
+        buffer = np.empty((step, CHUNK_ROWS, *spec.shape), spec.stored)
+        flat = buffer.reshape(step * CHUNK_ROWS, *spec.shape)
+        chunks = np.unique(slots // CHUNK_ROWS)
+        for low in range(0, len(chunks), step):
+            some = chunks[low : low + step]
+            shard.read_chunks(some.tolist(), list(buffer[: len(some)]))
+            first, last = np.searchsorted(
+                slots, [some[0] * CHUNK_ROWS, (some[-1] + 1) * CHUNK_ROWS]
+            )
+            inside = slots[first:last]
+            at = np.searchsorted(some, inside // CHUNK_ROWS) * CHUNK_ROWS + inside % CHUNK_ROWS
+            out[place[first:last]] = flat[at]
+
+    def sequences(self, column: str, seq_ids: Any, *, raw: bool = False) -> list[Array]:
+        """Return whole sequences of a column, one array ``[T, *shape]`` each.
+
+        Raises
+        ------
+        InvalidInputError
+            ``masked-group``: the group holds a sample of the rows, not whole sequences.
+        """
+        group, _ = self.view.resolve(column)
+        if group.masked:
+            raise InvalidInputError(
+                f"group {group.name!r} holds a sample of the rows, so it has no whole sequences. Nothing "
+                "was read. Use gather with its row ids.",
+                kind="masked-group",
+            )
+        found = []
+        for seq_id in np.asarray(seq_ids, np.int64).reshape(-1):
+            part = int(seq_id) // self.part_stride
+            data = self.view.table(self.view.commit("tokens", part), "sequences.parquet")
+            ids = tables.column(data, "seq_id")
+            at = int(np.searchsorted(ids, seq_id))
+            if at == len(ids) or ids[at] != seq_id:
+                raise NotFoundError(
+                    f"there is no sequence {seq_id} in {self.url}", kind="seq-missing"
+                )
+            rows = int(tables.column(data, "rows")[at])
+            found.append(self.gather(column, np.arange(seq_id, seq_id + rows), raw=raw))
+        return found
+
+    def windows(
+        self,
+        columns: Sequence[str],
+        *,
+        seed: int,
+        epoch: int = 0,
+        window_rows: int | None = None,
+        where: Sequence[tables.Condition] = (),
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        raw: bool = False,
+    ) -> Windows:
+        """Return one epoch of shuffled windows over the parts all columns share.
+
+        Parameters
+        ----------
+        columns
+            Addresses of dense or scalar columns.
+        window_rows
+            Rows held at once; all rows make a full shuffle. Default: min(all rows, a quarter of the free
+            memory, 4 M rows).
+        where
+            AND-list of ``(column, operator, value)`` over the tokens' and scalar columns, applied before
+            positions are counted.
+        start
+            Position to begin at.
+        rank, world
+            Rank ``r`` gets the positions ≡ r modulo world.
+        """
+        resolved = [(name, *self.view.resolve(name)) for name in columns]
+        groups = {"tokens", *(group.name for _, group, _ in resolved)}
+        return Windows(
+            view=self.view,
+            columns=resolved,
+            seed=seed,
+            epoch=epoch,
+            window_rows=window_rows,
+            where=tuple(where),
+            start=start,
+            rank=rank,
+            world=world,
+            raw=raw,
+            pin=self.pin_id(sorted(groups)),
+        )
+
+    # -- tables ----------------------------------------------------------------------------------------
+
+    def _table(self, name: str) -> tuple[str, str, Any]:
+        """Return (group, path, schema) of a table."""
+        fixed = {
+            "tokens": tables.TOKENS,
+            "sequences": tables.SEQUENCES,
+            "documents": tables.DOCUMENTS,
+        }
+        if name in fixed:
+            return "tokens", f"{name}.parquet", fixed[name]
+        base = name.removesuffix("_by_latent")
+        group = self.view.group(name if name in self.groups else base)
+        kinds = {column.kind for column in group.columns.values()}
+        if "codes" in kinds:
+            return (
+                group.name,
+                "codes.parquet" if group.name == name else "by_latent.parquet",
+                tables.CODES,
+            )
+        if "scalar" in kinds:
+            return group.name, "scalars.parquet", None
+        raise NotFoundError(
+            f"group {name!r} has no table: its columns are dense. Nothing was read. Use read or gather.",
+            kind="table-missing",
+        )
+
+    def arrow(self, name: str) -> Any:
+        """Return a whole table as ``pyarrow.Table``: tokens, sequences, documents, or a group's name."""
+        group, path, schema = self._table(name)
+        parts = [self.view.table(self.view.commit(group, p), path) for p in self.view.parts(group)]
+        return tables.concat(parts) if parts else schema.empty_table()
+
+    def table(self, name: str) -> pl.LazyFrame:
+        """Return a table as a Polars lazy frame over the committed, verified files."""
+        group, path, schema = self._table(name)
+        return tables.lazy(self.view.lazy_sources(group, path), schema or tables.ROWS)
+
+    def tokens(self) -> pl.LazyFrame:
+        """Return the tokens table as a Polars lazy frame."""
+        return self.table("tokens")
+
+    # -- pins, digests, assets -------------------------------------------------------------------------
+
+    def pin_id(self, groups: Sequence[str] | None = None) -> str:
+        """Return the id the pin of some groups (default: all) has, without writing it."""
+        return pin_id(self.view.entries(groups or list(self.groups)))
+
+    def pin(self, groups: Sequence[str] | None = None) -> str:
+        """Write the pin of some groups (default: all) and return its id."""
+        names = sorted({"tokens", *(groups or self.groups)})
+        return write_pin(self._storage, self.id, self.view.entries(names))
+
+    def digest(self, groups: Sequence[str] | None = None) -> str:
+        """Return the logical digest: equal digests mean logically identical contents."""
+        return digest(self.view, list(groups or self.groups))
+
+    def put_asset(self, files: Mapping[str, bytes]) -> str:
+        """Write content-addressed files and return the asset's id."""
+        return put_asset(self._storage, self.id, files)
+
+    def asset(self, asset: str) -> dict[str, bytes]:
+        """Return an asset's files, checked."""
+        return get_asset(self._storage, self.id, asset)
+
+    # -- writing ---------------------------------------------------------------------------------------
+
+    @overload
+    def writer(
+        self,
+        group: Literal["tokens"],
+        *,
+        recipe: Mapping[str, Any],
+        provenance: Mapping[str, Any] | None = None,
+    ) -> TokensWriter: ...
+
+    @overload
+    def writer(
+        self,
+        group: str,
+        *,
+        columns: Mapping[str, str],
+        recipe: Mapping[str, Any],
+        codec: str = "raw",
+        masked: bool = False,
+        allow_nonfinite: bool = False,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Writer: ...
+
+    def writer(
+        self,
+        group: str,
+        *,
+        recipe: Mapping[str, Any],
+        columns: Mapping[str, str] | None = None,
+        codec: str = "raw",
+        masked: bool = False,
+        allow_nonfinite: bool = False,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Writer | TokensWriter:
+        """Return the writer of a group: ``tokens``, which defines the rows, or one aligned to them.
+
+        Parameters
+        ----------
+        columns
+            Name to ``"bfloat16[4096]"``, ``"float32"`` or ``"codes"``; not for ``tokens``, whose are fixed.
+        recipe
+            Everything needed to make the group again (JSON); a group of that name with another recipe is
+            refused.
+        masked
+            The group holds a sample of the rows.
+        allow_nonfinite
+            Accept NaN and infinities; else a part that holds one is refused.
+        provenance
+            Facts about this run that do not identify the data (hardware, threads, versions).
+
+        Examples
+        --------
+        >>> import numpy as np, store
+        >>> s = store.create("memory://writer-example", part_rows=256)
+        >>> with s.writer("tokens", recipe={"from": "me"}) as w:
+        ...     w.put([store.TokenSequence(token_ids=np.arange(6))])
+        ...     w.seal()
+        >>> s = s.refresh()
+        >>> with s.writer("mine", columns={"h": "float32[16]"}, recipe={"by": "me"}) as w:
+        ...     w.put(s.row_ids(), {"h": np.ones((6, 16), np.float32)})
+        >>> float(s.refresh().read("h").sum())
+        96.0
+        """
+        if group == "tokens":
+            sized = {**recipe, "part_rows": self.part_rows}
+            return TokensWriter(self, recipe=sized, provenance=provenance)
+        return Writer(
+            self,
+            group,
+            columns={
+                name: Column.parse(name, spec, codec=codec)
+                for name, spec in (columns or {}).items()
+            },
+            recipe={**recipe, **({"mask": recipe.get("mask", "rows")} if masked else {})},
+            allow_nonfinite=allow_nonfinite,
+            provenance=provenance or {},
+        )
+
+
+def _decoded(out: Array, spec: Column, *, raw: bool) -> Array:
+    return float32_of_bits(out) if spec.bits and not raw else out

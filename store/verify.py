@@ -1,0 +1,236 @@
+"""Checksums, identities, counts and orphans of a whole store; reports, never repairs in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from store import layout, tables
+from store.checksum import crc32c
+from store.commits import Commit, get_asset, list_commits
+from store.digest import digest
+from store.errors import CorruptError, StoreError
+from store.layout import CHUNK_ROWS
+from store.schema import Column, Group, read_record
+from store.shards import ShardReader, identity
+from store.view import View
+
+if TYPE_CHECKING:
+    from store.reader import Store
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What a verification found.
+
+    ``problems`` and ``orphans`` are JSON values; orphans (files no record names) are harmless: no reader ever
+    looks at them, and gc removes them.
+    """
+
+    groups: int = 0
+    parts: int = 0
+    rows: int = 0
+    checked_bytes: int = 0
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+    failed_parts: list[str] = field(default_factory=list)
+    digest: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every committed byte is what its commit says."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report for programs."""
+        return {
+            "ok": self.ok,
+            "groups": self.groups,
+            "parts": self.parts,
+            "rows": self.rows,
+            "checked_bytes": self.checked_bytes,
+            "problems": self.problems,
+            "orphans": self.orphans,
+            "failed_parts": self.failed_parts,
+            "digest": self.digest,
+        }
+
+
+def verify(
+    store: Store,
+    *,
+    groups: Sequence[str] | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> Report:
+    """Read and check every byte that some groups (default: all) and the records commit to.
+
+    Parameters
+    ----------
+    progress
+        Called with a group's name and the bytes checked so far, after each part.
+
+    Returns
+    -------
+    Report
+        Every problem, with group, part, column and chunk; and the digest where there is none.
+    """
+    store = store.refresh()
+    report = Report()
+    names = _guard(report, _names, store) or []
+    for name in names:
+        if groups is None or name in groups:
+            report.groups += 1
+            _guard(report, _verify_group, store.view, name, report, progress)
+    _verify_records(store, report)
+    report.orphans = sorted(_orphans(store.view, names))
+    if report.ok and names:
+        report.digest = digest(store.view, [n for n in names if groups is None or n in groups])
+    return report
+
+
+def _guard(report: Report, check: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a check; what it raises is a problem of the report."""
+    try:
+        return check(*arguments)
+    except StoreError as error:
+        report.problems.append(error.to_json())
+        return None
+
+
+def _verify_group(
+    view: View, name: str, report: Report, progress: Callable[[str, int], None] | None
+) -> None:
+    group = view.group(name)
+    rows = 0
+    for part in view.parts(name):
+        commit = _guard(report, view.commit, name, part)
+        if commit is None:
+            continue
+        report.parts += 1
+        rows += commit.rows
+        _guard(report, _verify_rows, view, commit)
+        for path in commit.objects:
+            _guard(report, _verify_object, view, group, commit, path, report)
+        if progress is not None:
+            progress(name, report.checked_bytes)
+    report.rows += rows if name == "tokens" else 0
+    _guard(report, _verify_seal, view, name, rows)
+    report.failed_parts += sorted(view.storage.keys(f"groups/{name}/failed"))
+
+
+def _verify_rows(view: View, commit: Commit) -> None:
+    """Check that tokens number their rows as the format says, and that other groups cover the part's rows."""
+    base = commit.part * view.stride_rows
+    if commit.group == "tokens":
+        row = tables.column(view.table(commit, "tokens.parquet"), "row")
+        good = len(row) == commit.rows and bool((row == base + np.arange(commit.rows)).all())
+    else:
+        kept = view.kept(commit)
+        tokens = view.commit("tokens", commit.part)
+        good = commit.rows == (tokens.rows if kept is None else len(kept))
+        if "scalars.parquet" in commit.objects and good:
+            row = tables.column(view.table(commit, "scalars.parquet"), "row")
+            good = bool(
+                np.array_equal(row, base + np.arange(commit.rows) if kept is None else kept)
+            )
+    if not good:
+        raise CorruptError(
+            f"part {commit.part} of group {commit.group!r} does not hold the rows its commit says. Make "
+            "the group again under another name.",
+            kind="rows-differ",
+            group=commit.group,
+            part=commit.part,
+        )
+
+
+def _verify_object(view: View, group: Group, commit: Commit, path: str, report: Report) -> None:
+    for column in group.columns.values():
+        if column.kind == "dense" and path == layout.shard_path(column.name, 1 + len(column.shape)):
+            _verify_shard(view, commit, column, path, report)
+            return
+    view.check(commit, path)
+    report.checked_bytes += commit.objects[path].size
+
+
+def _verify_shard(view: View, commit: Commit, column: Column, path: str, report: Report) -> None:
+    """Check a shard chunk by chunk, so that each bad chunk is named, then as a whole."""
+    item = commit.objects[path]
+    reader = ShardReader(
+        view.storage,
+        commit.prefix,
+        column,
+        identity(view.store_id, commit.group, commit.part, column.name, commit.attempt),
+        rows=commit.rows,
+        stride_rows=view.stride_rows,
+        size=item.size,
+    )
+    bad = len(report.problems)
+    out = np.empty((CHUNK_ROWS, *column.shape), column.stored)
+    for chunk in range(-(-commit.rows // CHUNK_ROWS)):
+        _guard(report, reader.read_chunks, [chunk], [out])
+    report.checked_bytes += item.size
+    if (
+        len(report.problems) == bad
+        and f"{crc32c(view.storage.get(commit.prefix + path)):08x}" != item.crc32c
+    ):
+        raise CorruptError(
+            f"the shard of group {commit.group!r}, part {commit.part}, column {column.name!r} was changed "
+            "outside its chunks and index (its values are intact). Restore it from a copy.",
+            kind="object-damaged",
+            group=commit.group,
+            part=commit.part,
+            column=column.name,
+        )
+
+
+def _verify_seal(view: View, name: str, rows: int) -> None:
+    sealed = view.sealed(name)
+    parts = view.parts(name)
+    if sealed is not None and (sealed["parts"], sealed["rows"]) != (len(parts), rows):
+        raise CorruptError(
+            f"group {name!r} is sealed with {sealed['parts']} parts and {sealed['rows']} rows; "
+            f"{len(parts)} parts with {rows} rows are committed. Restore the missing records.",
+            kind="seal-broken",
+            group=name,
+        )
+    extra = sorted(set(list_commits(view.storage, name)) - set(parts))
+    if extra and view.pin is None:
+        raise CorruptError(
+            f"group {name!r} has commits behind its seal: parts {extra[:8]}. They are ignored.",
+            kind="beyond-seal",
+            group=name,
+        )
+
+
+def _names(store: Store) -> list[str]:
+    return list(store.groups)
+
+
+def _verify_pin(store: Store, key: str) -> None:
+    read_record(store.view.storage.get(key), "pin", store.id, key)
+
+
+def _verify_records(store: Store, report: Report) -> None:
+    storage = store.view.storage
+    for key in list(storage.keys("pins")):
+        _guard(report, _verify_pin, store, key)
+    for asset in storage.folders("assets"):
+        if any(key.endswith("manifest.json") for key in storage.keys(f"assets/{asset}")):
+            files = _guard(report, get_asset, storage, store.id, asset)
+            report.checked_bytes += sum(map(len, (files or {}).values()))
+
+
+def _orphans(view: View, groups: Sequence[str]) -> Iterator[str]:
+    """Yield attempt folders that no commit names."""
+    for name in groups:
+        for folder in view.storage.folders(f"groups/{name}/parts"):
+            try:
+                commits = [view.commit(name, int(folder)).attempt]
+            except (StoreError, ValueError):
+                commits = []
+            for attempt in view.storage.folders(f"groups/{name}/parts/{folder}"):
+                if attempt not in commits:
+                    yield f"groups/{name}/parts/{folder}/{attempt}"

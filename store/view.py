@@ -1,0 +1,360 @@
+"""What one reader sees of a store: groups, committed parts, records, verified tables and shards.
+
+A view lists names when it first needs them and keeps the answer, so two reads through one view agree; a pin
+fixes the answer for ever. Records, tables and shards are checked when first touched and then trusted.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from store import layout, tables
+from store.checksum import crc32c
+from store.commits import Commit, exists, list_commits, load_commit, load_group
+from store.errors import (
+    CorruptError,
+    InvalidInputError,
+    NotFoundError,
+    StoreError,
+    UnsupportedVersionError,
+)
+from store.schema import Column, Group, make_record, read_record, sha256
+from store.shards import ShardReader, identity
+from store.storage import Storage
+
+_OPEN_SHARDS = 256  # readers kept, each with its index and one buffer
+_OPEN_TABLES = 64
+_INLINE_ENTRIES = 4096  # a longer pin lists its entries in segments
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coverage:
+    """How far a group reaches: its committed parts and rows, and whether it is complete."""
+
+    parts: int
+    rows: int
+    sealed: bool
+    tokens_parts: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part of the tokens group is covered."""
+        return self.parts == self.tokens_parts
+
+
+class View:
+    """Groups and commits of a store, live or pinned."""
+
+    def __init__(
+        self, storage: Storage, store_id: str, stride_rows: int, pin: str | None = None
+    ) -> None:
+        self.storage = storage
+        self.store_id = store_id
+        self.stride_rows = stride_rows
+        self.pin = pin
+        self._pinned = None if pin is None else _load_pin(storage, store_id, pin)
+        self._groups: dict[str, Group] | None = None
+        self._parts: dict[str, dict[int, int]] = {}
+        self._commits: dict[tuple[str, int], Commit] = {}
+        self._sealed: dict[str, dict[str, Any] | None] = {}
+        self._shards: OrderedDict[tuple[str, str], ShardReader] = OrderedDict()
+        self._tables: OrderedDict[str, Any] = OrderedDict()
+        self._verified: set[str] = set()
+        if any(True for _ in storage.keys("tombstones")):
+            raise UnsupportedVersionError(
+                f"{storage.url} has documents marked as removed (tombstones/), which this version cannot "
+                "leave out. Nothing was read. Upgrade actlake."
+            )
+
+    # -- groups and parts ------------------------------------------------------------------------------
+
+    @property
+    def groups(self) -> dict[str, Group]:
+        """The groups, by name, tokens first; dropped ones are absent."""
+        if self._groups is None:
+            names = (
+                self.storage.folders("groups")
+                if self._pinned is None
+                else sorted({name for name, _ in self._pinned})
+            )
+            self._groups = {
+                name: load_group(self.storage, self.store_id, name)
+                for name in sorted(names, key=lambda name: (name != "tokens", name))
+                if exists(self.storage, layout.group_key(name))
+                and not exists(self.storage, layout.dropped_key(name))
+            }
+        return self._groups
+
+    def group(self, name: str) -> Group:
+        """Return a group, or raise ``group-missing`` with the known ones."""
+        if name not in self.groups:
+            raise NotFoundError(
+                f"there is no group {name!r} in {self.storage.url}; it holds: "
+                f"{', '.join(self.groups) or 'no group yet'}. Nothing was changed.",
+                kind="group-missing",
+            )
+        return self.groups[name]
+
+    def sealed(self, name: str) -> dict[str, Any] | None:
+        """Return ``{parts, rows}`` where the group is complete."""
+        if name not in self._sealed:
+            key = layout.sealed_key(name)
+            self._sealed[name] = (
+                read_record(self.storage.get(key), "sealed", self.store_id, key)
+                if exists(self.storage, key)
+                else None
+            )
+        return self._sealed[name]
+
+    def parts(self, name: str) -> dict[int, int]:
+        """Return part → n of the group's committed parts, ascending; parts behind a seal are ignored."""
+        self.group(name)
+        if name not in self._parts:
+            if self._pinned is not None:
+                found = {part: n for (group, part), (n, _) in self._pinned.items() if group == name}
+            else:
+                found = list_commits(self.storage, name)
+                sealed = self.sealed("tokens") if exists_group(self, "tokens") else None
+                if sealed is not None:
+                    found = {part: n for part, n in found.items() if part < sealed["parts"]}
+            self._parts[name] = dict(sorted(found.items()))
+        return self._parts[name]
+
+    def commit(self, name: str, part: int) -> Commit:
+        """Return the record of one part, checked against the pin and against the tokens it was made from."""
+        key = (name, part)
+        if key not in self._commits:
+            n = self.parts(name).get(part)
+            if n is None:
+                raise NotFoundError(
+                    f"part {part} of group {name!r} is not committed in {self.storage.url}. Nothing was "
+                    "changed. Run the ingest command of that group again to complete it.",
+                    kind="part-missing",
+                    group=name,
+                    part=part,
+                )
+            commit = load_commit(self.storage, self.store_id, name, part, n)
+            self._check_commit(commit)
+            self._commits[key] = commit
+        return self._commits[key]
+
+    def _check_commit(self, commit: Commit) -> None:
+        place = f"part {commit.part} of group {commit.group!r}"
+        if self._pinned is not None:
+            want = self._pinned[commit.group, commit.part][1]
+            if commit.hash != want:
+                raise NotFoundError(
+                    f"{place} is not what pin {self.pin} saw (commit {want[:12]}, now {commit.hash[:12]}): "
+                    "it was purged or replaced. Nothing was read. Open the store without the pin.",
+                    kind="purged",
+                )
+        if commit.recipe != self.group(commit.group).recipe_hash:
+            raise CorruptError(
+                f"{place} was committed under another recipe ({commit.recipe[:12]}). It was not used. "
+                "`actlake verify` lists all damage.",
+                kind="foreign-record",
+            )
+        if commit.group != "tokens":
+            tokens = self.commit("tokens", commit.part)
+            if commit.tokens != tokens.hash:
+                raise StoreError(
+                    f"{place} was computed from other tokens ({str(commit.tokens)[:12]}) than the store "
+                    f"now holds ({tokens.hash[:12]}). It was not used. Make the group again.",
+                    kind="tokens-mismatch",
+                )
+
+    def coverage(self, name: str) -> Coverage:
+        """Return how far a group reaches."""
+        parts = self.parts(name)
+        return Coverage(
+            parts=len(parts),
+            rows=sum(self.commit(name, part).rows for part in parts),
+            sealed=self.sealed(name) is not None,
+            tokens_parts=len(self.parts("tokens")),
+        )
+
+    # -- objects ---------------------------------------------------------------------------------------
+
+    def check(self, commit: Commit, path: str) -> bytes | None:
+        """Verify a whole object once; return its bytes where this call read them."""
+        key = commit.prefix + path
+        if key in self._verified:
+            return None
+        item = commit.objects.get(path)
+        place = f"{path} of group {commit.group!r}, part {commit.part}"
+        if item is None:
+            raise NotFoundError(f"{place} is not in its commit", kind="object-missing")
+        where = {"path": key, "group": commit.group, "part": commit.part}
+        tail = "None of its rows were returned. Restore the file from a copy."
+        try:
+            data = self.storage.get(key)
+        except NotFoundError as error:
+            raise CorruptError(
+                f"{place} is gone. {tail}", kind="object-missing", **where
+            ) from error
+        if len(data) != item.size:
+            raise CorruptError(
+                f"{place} has {len(data)} bytes where its commit says {item.size}. {tail}",
+                kind="object-size",
+                **where,
+            )
+        if f"{crc32c(data):08x}" != item.crc32c:
+            raise CorruptError(
+                f"{place} does not fit its crc32c. {tail}", kind="object-damaged", **where
+            )
+        self._verified.add(key)
+        return data
+
+    def table(self, commit: Commit, path: str) -> Any:
+        """Return one Parquet object of a commit as an Arrow table, verified."""
+        key = commit.prefix + path
+        if key not in self._tables:
+            data = self.check(commit, path) or self.storage.get(key)
+            self._tables[key] = tables.decode(data, key)
+            if len(self._tables) > _OPEN_TABLES:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(key)
+        return self._tables[key]
+
+    def lazy_sources(self, group: str, path: str) -> list[Any]:
+        """Return the verified files (or bytes) of one table over all parts, in part order."""
+        sources: list[Any] = []
+        for part in self.parts(group):
+            commit = self.commit(group, part)
+            data = self.check(commit, path)
+            local = self.storage.local_path(commit.prefix + path)
+            sources.append(local or data or self.storage.get(commit.prefix + path))
+        return sources
+
+    def shard(self, commit: Commit, column: Column) -> ShardReader:
+        """Return the open shard of a dense column."""
+        key = (commit.prefix, column.name)
+        if key not in self._shards:
+            path = layout.shard_path(column.name, 1 + len(column.shape))
+            item = commit.objects[path]
+            self._shards[key] = ShardReader(
+                self.storage,
+                commit.prefix,
+                column,
+                identity(self.store_id, commit.group, commit.part, column.name, commit.attempt),
+                rows=commit.rows,
+                stride_rows=self.stride_rows,
+                size=item.size,
+            )
+            if len(self._shards) > _OPEN_SHARDS:
+                self._shards.popitem(last=False)
+        self._shards.move_to_end(key)
+        return self._shards[key]
+
+    def kept(self, commit: Commit) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        """Return the row ids a masked group's part holds, or None where it holds all."""
+        if not self.group(commit.group).masked:
+            return None
+        return np.asarray(tables.column(self.table(commit, "rows.parquet"), "row"), np.int64)
+
+    # -- columns ---------------------------------------------------------------------------------------
+
+    def resolve(self, address: str) -> tuple[Group, Column]:
+        """Return the column behind ``group:site``, or behind ``site`` where only one group has it."""
+        name, found, site = address.rpartition(":")
+        if found:
+            group = self.group(name)
+            if site in group.columns:
+                return group, group.columns[site]
+        else:
+            holders = [group for group in self.groups.values() if site in group.columns]
+            if len(holders) == 1:
+                return holders[0], holders[0].columns[site]
+            if holders:
+                raise InvalidInputError(
+                    f"column {site!r} is in several groups: {', '.join(g.name for g in holders)}. Nothing "
+                    f"was read. Say which: {holders[0].name}:{site}",
+                    kind="ambiguous-column",
+                )
+        known = ", ".join(f"{g.name}:{c}" for g in self.groups.values() for c in g.columns)
+        raise NotFoundError(
+            f"there is no column {address!r} in {self.storage.url}; known: {known or 'none'}. Nothing was "
+            f"read. Add it: actlake ingest --into {self.storage.url} --group NAME --model M --sites {site}",
+            kind="column-missing",
+            column=address,
+        )
+
+    def entries(self, groups: Sequence[str]) -> list[tuple[str, int, int, str]]:
+        """Return (group, part, n, commit hash) of all parts of some groups, sorted."""
+        return sorted(
+            (name, part, n, self.commit(name, part).hash)
+            for name in groups
+            for part, n in self.parts(name).items()
+        )
+
+
+def exists_group(view: View, name: str) -> bool:
+    """Return whether a live store has a group of that name."""
+    return exists(view.storage, layout.group_key(name))
+
+
+# -- pins --------------------------------------------------------------------------------------------------
+
+Entry = tuple[str, int, int, str]
+
+
+def pin_id(entries: Sequence[Entry]) -> str:
+    """Return the id of a pin: sha256 of the sorted lines ``group part commit-hash``."""
+    lines = sorted(f"{group} {part} {digest}" for group, part, _, digest in entries)
+    return sha256("".join(f"{line}\n" for line in lines).encode())
+
+
+def write_pin(storage: Storage, store_id: str, entries: Sequence[Entry]) -> str:
+    """Write a pin (again is no error) and return its id."""
+    pin = pin_id(entries)
+    segments = []
+    if len(entries) > _INLINE_ENTRIES:
+        for low in range(0, len(entries), _INLINE_ENTRIES):
+            rows = list(zip(*entries[low : low + _INLINE_ENTRIES], strict=True))
+            names = ("group", "part", "n", "commit")
+            data = tables.write_parquet({n: list(v) for n, v in zip(names, rows, strict=True)})
+            segments.append(sha256(data))
+            storage.create(f"segments/{segments[-1]}.parquet", data)
+    body = {
+        "pin": pin,
+        "entries": [] if segments else [list(e) for e in entries],
+        "segments": segments,
+    }
+    data, _ = make_record("pin", store_id, body)
+    storage.create(f"pins/{pin}.json", data)
+    return pin
+
+
+def _load_pin(storage: Storage, store_id: str, pin: str) -> dict[tuple[str, int], tuple[int, str]]:
+    key = f"pins/{pin}.json"
+    try:
+        data = storage.get(key)
+    except StoreError as error:
+        raise NotFoundError(
+            f"there is no pin {pin!r} in {storage.url}. Nothing was changed.", kind="pin-missing"
+        ) from error
+    record = read_record(data, "pin", store_id, key)
+    entries: list[Entry] = [(g, int(p), int(n), h) for g, p, n, h in record["entries"]]
+    for segment in record["segments"]:
+        path = f"segments/{segment}.parquet"
+        content = storage.get(path)
+        if sha256(content) != segment:
+            raise CorruptError(f"{path} is damaged; the pin was not used", kind="record-damaged")
+        columns = tables.read_parquet(content)
+        entries += zip(
+            columns["group"],
+            columns["part"].tolist(),
+            columns["n"].tolist(),
+            columns["commit"],
+            strict=True,
+        )
+    if pin_id(entries) != pin:
+        raise CorruptError(
+            f"{key} does not list what its name says", kind="record-damaged", path=key
+        )
+    return {(group, part): (n, digest) for group, part, n, digest in entries}

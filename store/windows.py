@@ -1,0 +1,266 @@
+"""Windows of shuffled rows: reads the chunks the order names, straight to their shuffled places."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from store import tables
+from store.errors import ConflictError, InvalidInputError
+from store.layout import CHUNK_ROWS
+from store.order import Order
+from store.schema import Column, Group, canonical, sha256
+from store.summary import float32_of_bits
+from store.view import View
+
+MAX_WINDOW_ROWS = 4_000_000
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """Rows in their final order.
+
+    ``row_ids`` is ``int64[R]``; ``columns[c]`` is ``[R, *shape]``; ``position`` counts all surviving rows of
+    the epoch before the window's first, over all ranks; ``next_position`` those before the next window.
+    """
+
+    row_ids: Array
+    columns: Mapping[str, Array]
+    position: int
+    next_position: int
+
+
+def free_memory_bytes() -> int:
+    """Return what Linux says is available, or a quarter of the physical memory elsewhere."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 - a pseudo file
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def default_window_rows(rows: int, row_bytes: int) -> int:
+    """Return min(all rows, a quarter of the free memory, 4 M rows), in whole chunks."""
+    fit = free_memory_bytes() // 4 // max(1, row_bytes)
+    return max(CHUNK_ROWS, min(-(-rows // CHUNK_ROWS) * CHUNK_ROWS, fit, MAX_WINDOW_ROWS))
+
+
+@dataclass(kw_only=True)
+class Windows:
+    """An epoch of windows over the parts all asked columns share; iterate it, or ask for its state."""
+
+    view: View
+    columns: Sequence[tuple[str, Group, Column]]
+    seed: int
+    epoch: int
+    window_rows: int | None
+    where: Sequence[tables.Condition]
+    start: int
+    rank: int
+    world: int
+    raw: bool
+    pin: str
+    order: Order = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise InvalidInputError(
+                f"rank {self.rank} of world {self.world} does not exist", kind="bad-rank"
+            )
+        groups = {group.name for _, group, _ in self.columns}
+        shared = set(self.view.parts("tokens"))
+        for name in groups:
+            shared &= set(self.view.parts(name))
+        parts = np.array(sorted(shared), np.int64)
+        rows = np.array([self.view.commit("tokens", int(p)).rows for p in parts], np.int64)
+        if not len(parts):
+            raise InvalidInputError(
+                f"no part holds all of {', '.join(c for c, _, _ in self.columns)}. Nothing was read. "
+                "`actlake inspect` shows the coverage of each group.",
+                kind="no-rows",
+            )
+        if self.window_rows is None:
+            row_bytes = sum(column.row_bytes for _, _, column in self.columns) + 8
+            self.window_rows = default_window_rows(int(rows.sum()), row_bytes)
+        self.order = Order(
+            parts=parts, rows=rows, seed=self.seed, epoch=self.epoch, window_rows=self.window_rows
+        )
+        self._masked = [g.name for _, g, _ in self.columns if g.masked]
+        self._masks: dict[int, Array] = {}
+        self._counts: list[int] | None = None
+
+    # -- which rows survive ----------------------------------------------------------------------------
+
+    def _mask(self, index: int) -> Array:
+        """Return which rows of the ``index``-th part survive, ``bool[rows]``."""
+        if index not in self._masks:
+            part = int(self.order.parts[index])
+            keep = np.ones(int(self.order.rows[index]), bool)
+            by_table: dict[tuple[str, str], list[tables.Condition]] = {}
+            for name, operator, value in self.where:
+                by_table.setdefault(self._table_of(name), []).append(
+                    (name.rpartition(":")[2], operator, value)
+                )
+            for (group, path), conditions in by_table.items():
+                data = self.view.table(self.view.commit(group, part), path)
+                keep &= tables.select(data, conditions)
+            for group in self._masked:
+                kept = self.view.kept(self.view.commit(group, part))
+                assert kept is not None
+                held = np.zeros(len(keep), bool)
+                held[kept - part * self.view.stride_rows] = True
+                keep &= held
+            self._masks[index] = keep
+        return self._masks[index]
+
+    def _table_of(self, name: str) -> tuple[str, str]:
+        if name in tables.TOKENS.names:
+            return "tokens", "tokens.parquet"
+        group, column = self.view.resolve(name)
+        if column.kind != "scalar" or group.masked:
+            raise InvalidInputError(
+                f"where names {name!r}, a {column.kind} column of group {group.name!r}; filters take the "
+                "tokens' columns and scalar columns of unmasked groups. Nothing was read.",
+                kind="bad-where",
+            )
+        return group.name, "tokens.parquet" if group.name == "tokens" else "scalars.parquet"
+
+    @property
+    def _filtered(self) -> bool:
+        return bool(self.where or self._masked)
+
+    def _survivors(self, number: int) -> tuple[Array, Array]:
+        """Return (part index, row in part) of a window's surviving rows, in store order."""
+        part, chunk = self.order.window(number)
+        local = (chunk[:, None] * CHUNK_ROWS + np.arange(CHUNK_ROWS)).reshape(-1)
+        part = np.repeat(part, CHUNK_ROWS)
+        keep = local < self.order.rows[part]
+        if self._filtered:
+            for index in np.unique(part):
+                mine = (part == index) & keep
+                keep[mine] = self._mask(int(index))[local[mine]]
+        return part[keep], local[keep]
+
+    def counts(self) -> list[int]:
+        """Return the surviving rows of each window."""
+        if self._counts is None:
+            self._counts = [len(self._survivors(n)[0]) for n in range(self.order.windows)]
+        return self._counts
+
+    @property
+    def rows(self) -> int:
+        """Surviving rows of the epoch, over all ranks."""
+        return sum(self.counts()) if self._filtered else int(self.order.rows.sum())
+
+    # -- state -----------------------------------------------------------------------------------------
+
+    @property
+    def where_hash(self) -> str:
+        """Hash of the filter."""
+        return sha256(canonical([list(condition) for condition in self.where]))
+
+    def state(self, next_position: int) -> dict[str, Any]:
+        """Return what resumes at ``next_position``: pin, filter hash and five integers."""
+        return {"pin": self.pin, "where": self.where_hash, **self.order.state(next_position)}
+
+    def resume(self, state: Mapping[str, Any]) -> Windows:
+        """Start where ``state`` says.
+
+        Raises
+        ------
+        ConflictError
+            ``resume-mismatch``: the state is of another pin, filter, seed, epoch or window size.
+        """
+        here = self.state(int(state.get("next_position", 0)))
+        if differing := sorted(k for k in {*here, *state} if here.get(k) != state.get(k)):
+            raise ConflictError(
+                f"the resume state differs from this reading in {', '.join(differing)}. Nothing was read. "
+                "Open the same pin with the same seed, epoch, window_rows and where.",
+                kind="resume-mismatch",
+            )
+        self.start = int(state["next_position"])
+        return self
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Window]:
+        position = 0
+        for number in range(self.order.windows):
+            size = self._size(number)
+            if position + size > self.start:
+                yield self._read(number, position)
+            position += size
+
+    def _size(self, number: int) -> int:
+        if self._filtered:
+            return self.counts()[number]
+        part, chunk = self.order.window(number)
+        return int(np.minimum(CHUNK_ROWS, self.order.rows[part] - chunk * CHUNK_ROWS).sum())
+
+    def _read(self, number: int, position: int) -> Window:
+        part, local = self._survivors(number)
+        order = self.order.shuffle(number, len(part))
+        positions = position + np.arange(len(part))
+        mine = (positions >= self.start) & (positions % self.world == self.rank)
+        chosen = order[mine]
+        place = np.full(len(part), -1, np.int64)
+        place[chosen] = np.arange(len(chosen))
+        row_ids = self.order.parts[part] * self.view.stride_rows + local
+        columns = {
+            name: self._column(group, column, part, local, place, len(chosen))
+            for name, group, column in self.columns
+        }
+        return Window(
+            row_ids=row_ids[chosen],
+            columns=columns,
+            position=max(position, self.start),
+            next_position=position + len(part),
+        )
+
+    def _column(
+        self, group: Group, column: Column, part: Array, local: Array, place: Array, rows: int
+    ) -> Array:
+        """Return the column's rows, each at its place; rows placed at -1 are left out."""
+        out = np.empty((rows, *column.shape), column.stored)
+        bounds = np.flatnonzero(np.diff(part)) + 1
+        for low, high in zip([0, *bounds], [*bounds, len(part)], strict=True):
+            if high > low:
+                commit = self.view.commit(group.name, int(self.order.parts[part[low]]))
+                slots = local[low:high]
+                kept = self.view.kept(commit)
+                if kept is not None:
+                    slots = np.searchsorted(kept, slots + commit.part * self.view.stride_rows)
+                self._scatter(commit, column, slots, place[low:high], out)
+        if column.bits and not self.raw:
+            return float32_of_bits(out)
+        return out
+
+    def _scatter(self, commit: Any, column: Column, slots: Array, place: Array, out: Array) -> None:
+        slots, place = slots[place >= 0], place[place >= 0]
+        if column.kind == "scalar":
+            path = "tokens.parquet" if commit.group == "tokens" else "scalars.parquet"
+            values = tables.column(self.view.table(commit, path), column.name)
+            out[place] = values.reshape(len(values), *column.shape)[slots]
+            return
+        shard = self.view.shard(commit, column)
+        chunks = np.unique(slots // CHUNK_ROWS)
+        step = 16
+        buffer = np.empty((step, CHUNK_ROWS, *column.shape), column.stored)
+        flat = buffer.reshape(step * CHUNK_ROWS, *column.shape)
+        for low in range(0, len(chunks), step):
+            some = chunks[low : low + step]
+            shard.read_chunks(some.tolist(), list(buffer[: len(some)]))
+            first, last = np.searchsorted(
+                slots, [some[0] * CHUNK_ROWS, (some[-1] + 1) * CHUNK_ROWS]
+            )
+            inside = slots[first:last]
+            at = np.searchsorted(some, inside // CHUNK_ROWS) * CHUNK_ROWS + inside % CHUNK_ROWS
+            out[place[first:last]] = flat[at]

@@ -1,0 +1,359 @@
+"""Put, commit, seal: rows go in ascending, a part of a group becomes visible whole when its last row arrives.
+
+A writer that leaves with an unfinished part drops that attempt and says which rows are missing. Rows of parts
+that are committed already are accepted and passed over, so running the same program again completes the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from store import tables
+from store.commits import Attempt, Commit, declare_group, seal
+from store.errors import ConflictError, InvalidInputError
+from store.schema import Column, Group, check_name
+from store.summary import Summary, bfloat16_bits, float32_of_bits
+
+if TYPE_CHECKING:
+    from store.reader import Store
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Codes:
+    """Active latents of some rows: ``row int64[N]``, ``latent uint32[N]``, ``value float32[N]``."""
+
+    row: Array
+    latent: Array
+    value: Array
+
+
+@dataclass(kw_only=True)
+class _OpenPart:
+    """The part being written."""
+
+    attempt: Attempt
+    tokens: Commit
+    ids: list[Array] = field(default_factory=list)
+    rows: int = 0
+    scalars: dict[str, list[Array]] = field(default_factory=dict)
+    codes: list[Codes] = field(default_factory=list)
+    summary: dict[str, Summary] = field(default_factory=dict)
+
+
+class Writer:
+    """Writes one group aligned to the tokens; see ``Store.writer``."""
+
+    def __init__(
+        self,
+        store: Store,
+        group: str,
+        *,
+        columns: Mapping[str, Column],
+        recipe: Mapping[str, Any],
+        allow_nonfinite: bool,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        self._store = store.refresh()
+        self._storage = store.view.storage
+        self._allow_nonfinite = allow_nonfinite
+        self._provenance = provenance
+        self._open: _OpenPart | None = None
+        self.committed: list[Commit] = []
+        self.passed_rows = 0
+        _check_columns(group, columns)
+        self._store.view.group("tokens")
+        declared = Group(
+            name=check_name(group, "group"), columns=columns, recipe=recipe, aligned_to="tokens"
+        )
+        self.group = declare_group(self._storage, store.id, declared)
+        self._store = self._store.refresh()
+        self._done = set(self._store.view.parts(group))
+
+    def done(self, part: int) -> bool:
+        """Return whether a part is committed, so that its rows need not be computed."""
+        return part in self._done
+
+    def put(self, rows: Any, values: Mapping[str, Any], *, raw: bool = False) -> None:
+        """Write rows.
+
+        Parameters
+        ----------
+        rows
+            Row ids, ``int64[R]``, ascending; without gaps unless the group is masked.
+        values
+            Every column of the group: ``[R, *shape]`` arrays, or ``Codes`` of these rows. bfloat16 columns
+            take float32 (rounded to nearest even), or ``uint16`` bits with ``raw=True``.
+
+        Raises
+        ------
+        InvalidInputError
+            ``missing-column``, ``unknown-column``, ``width-mismatch``, ``rows-mismatch``, ``row-order``,
+            ``row-missing``, ``column-kind`` or ``nonfinite``. The unfinished part is dropped; committed parts
+            stand.
+        """
+        try:
+            self._put(np.asarray(rows, np.int64).reshape(-1), values, raw=raw)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _put(self, rows: Array, values: Mapping[str, Any], *, raw: bool) -> None:
+        self._check_values(rows, values)
+        if not len(rows):
+            return
+        parts = rows // self._store.part_stride
+        bounds = np.flatnonzero(np.diff(parts)) + 1
+        for low, high in zip([0, *bounds], [*bounds, len(rows)], strict=True):
+            part = int(parts[low])
+            if self.done(part):
+                self.passed_rows += int(high - low)
+                continue
+            mine = {name: _rows_of(v, rows, low, high) for name, v in values.items()}
+            self._put_part(part, rows[low:high], mine, raw=raw)
+
+    def _check_values(self, rows: Array, values: Mapping[str, Any]) -> None:
+        place = f"group {self.group.name!r} of {self._store.url}"
+        state = "The unfinished part was dropped; committed parts stand."
+        for kind, names in {
+            "missing-column": set(self.group.columns) - set(values),
+            "unknown-column": set(values) - set(self.group.columns),
+        }.items():
+            if names:
+                raise InvalidInputError(
+                    f"put into {place} has {kind.replace('-', ' ')} {', '.join(sorted(names))}; its "
+                    f"columns are {', '.join(self.group.columns)}. {state}",
+                    kind=kind,
+                )
+        if (np.diff(rows) <= 0).any():
+            raise InvalidInputError(
+                f"row ids put into {place} must ascend. {state}", kind="row-order"
+            )
+        for name, column in self.group.columns.items():
+            if column.kind != "codes":
+                _check_shape(values[name], column, len(rows), place, state)
+
+    def _put_part(self, part: int, ids: Array, values: Mapping[str, Any], *, raw: bool) -> None:
+        if self._open is None or self._open.tokens.part != part:
+            self._finish_open()
+            self._open = self._begin(part)
+        at = self._open
+        base = part * self._store.part_stride
+        expected = base + at.rows
+        last = int(ids[-1]) - base
+        contiguous = ids[0] == expected and ids[-1] - ids[0] == len(ids) - 1
+        if last >= at.tokens.rows or not (self.group.masked or contiguous):
+            raise InvalidInputError(
+                f"rows {ids[0]}…{ids[-1]} were put into group {self.group.name!r}; part {part} holds rows "
+                f"{base}…{base + at.tokens.rows - 1} and row {expected} comes next. The unfinished part "
+                "was dropped; committed parts stand. Put every row once, ascending.",
+                kind="row-missing",
+            )
+        for name, column in self.group.columns.items():
+            self._add(at, column, ids, values[name], raw=raw)
+        at.ids.append(ids)
+        at.rows += len(ids)
+        if not self.group.masked and at.rows == at.tokens.rows:
+            self._commit(at)
+
+    def _begin(self, part: int) -> _OpenPart:
+        attempt = Attempt(
+            storage=self._storage,
+            store_id=self._store.id,
+            group=self.group,
+            part=part,
+            stride_rows=self._store.part_stride,
+        )
+        return _OpenPart(attempt=attempt, tokens=self._store.view.commit("tokens", part))
+
+    def _add(self, at: _OpenPart, column: Column, ids: Array, values: Any, *, raw: bool) -> None:
+        if column.kind == "codes":
+            at.codes.append(values)
+            return
+        stored, plain = _stored(values, column, raw=raw)
+        summary = at.summary.setdefault(column.name, Summary())
+        summary.update(plain)
+        if summary.nonfinite and not self._allow_nonfinite:
+            row = at.tokens.part * self._store.part_stride + summary.first_bad_row
+            if self.group.masked:
+                row = int(np.concatenate([*at.ids, ids])[summary.first_bad_row])
+            raise InvalidInputError(
+                f"column {column.name!r} of group {self.group.name!r} has a value that is not finite in "
+                f"row {row}. The unfinished part was dropped; committed parts stand. Look at that row, or "
+                "allow it (allow_nonfinite=True).",
+                kind="nonfinite",
+                column=column.name,
+                row=row,
+            )
+        if column.kind == "dense":
+            at.attempt.shard(column).append(stored)
+        else:
+            at.scalars.setdefault(column.name, []).append(stored)
+
+    def _commit(self, at: _OpenPart) -> None:
+        ids = np.concatenate(at.ids)
+        if self.group.masked:
+            at.attempt.put(
+                "rows.parquet", tables.encode(tables.table({"row": ids}, tables.ROWS)), at.rows
+            )
+        if at.scalars:
+            columns = {name: np.concatenate(blocks) for name, blocks in at.scalars.items()}
+            data = tables.encode(tables.table({"row": ids, **columns}))
+            at.attempt.put("scalars.parquet", data, at.rows)
+        if any(column.kind == "codes" for column in self.group.columns.values()):
+            _put_codes(at.attempt, at.codes)
+        commit = at.attempt.commit(
+            at.rows,
+            tokens=at.tokens.hash,
+            summary={name: summary.to_json() for name, summary in at.summary.items()},
+            provenance=self._provenance,
+        )
+        self._open = None
+        self._done.add(commit.part)
+        self.committed.append(commit)
+
+    def _finish_open(self) -> None:
+        at = self._open
+        if at is None:
+            return
+        if self.group.masked:
+            self._commit(at)
+            return
+        base = at.tokens.part * self._store.part_stride
+        self._abandon()
+        raise InvalidInputError(
+            f"part {at.tokens.part} of group {self.group.name!r} is incomplete: rows {base + at.rows}…"
+            f"{base + at.tokens.rows - 1} are missing. That part was dropped; "
+            f"{len(self.committed)} committed parts stand. Put the part again from row {base}.",
+            kind="part-incomplete",
+            part=at.tokens.part,
+        )
+
+    def _abandon(self) -> None:
+        if self._open is not None:
+            self._open.attempt.drop()
+            self._open = None
+
+    def close(self) -> None:
+        """Finish: refuse an incomplete part, and seal the group where all parts of sealed tokens are there."""
+        self._finish_open()
+        view = self._store.refresh().view
+        sealed = view.sealed("tokens")
+        parts = view.parts(self.group.name)
+        if sealed is not None and len(parts) == sealed["parts"]:
+            rows = sum(view.commit(self.group.name, part).rows for part in parts)
+            seal(self._storage, self._store.id, self.group.name, len(parts), rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._abandon()
+
+
+def _check_columns(group: str, columns: Mapping[str, Column]) -> None:
+    kinds = [column.kind for column in columns.values()]
+    known = {"dense", "scalar", "codes"}
+    if (
+        not columns
+        or set(kinds) - known
+        or kinds.count("codes") > 1
+        or {"codes", "scalar"} <= set(kinds)
+    ):
+        raise InvalidInputError(
+            f"group {group!r} would have columns {', '.join(f'{c.name}: {c.spec}' for c in columns.values())}"
+            "; a group holds dense columns with scalar columns or with one codes column. Nothing was "
+            "written. Split it into two groups.",
+            kind="column-kind",
+        )
+
+
+def _check_shape(values: Any, column: Column, rows: int, place: str, state: str) -> None:
+    shape = tuple(np.shape(values))
+    if shape[1:] != column.shape:
+        raise InvalidInputError(
+            f"rows put into {place} have shape {list(shape[1:])}; column {column.name!r} holds "
+            f"{list(column.shape)}. {state} Put rows of the column's width.",
+            kind="width-mismatch",
+            column=column.name,
+        )
+    if shape[0] != rows:
+        raise InvalidInputError(
+            f"{rows} row ids but {shape[0]} rows of column {column.name!r} were put into {place}. {state}",
+            kind="rows-mismatch",
+        )
+
+
+def _rows_of(values: Any, rows: Array, low: int, high: int) -> Any:
+    if isinstance(values, Codes):
+        first, last = np.searchsorted(values.row, [rows[low], rows[high - 1] + 1])
+        return Codes(
+            row=values.row[first:last],
+            latent=values.latent[first:last],
+            value=values.value[first:last],
+        )
+    return np.asarray(values)[low:high]
+
+
+def _stored(values: Any, column: Column, *, raw: bool) -> tuple[Array, Array]:
+    """Return (values in the stored dtype, values as numbers)."""
+    values = np.asarray(values)
+    if column.dtype == "bfloat16":
+        if raw:
+            if values.dtype != np.uint16:
+                raise InvalidInputError(
+                    f"raw=True takes uint16 bits for bfloat16 column {column.name!r}, found {values.dtype}",
+                    kind="dtype-mismatch",
+                )
+            return np.ascontiguousarray(values), float32_of_bits(values)
+        plain = _cast(values, np.dtype(np.float32), column)
+        bits = bfloat16_bits(plain)
+        return (bits if column.bits else float32_of_bits(bits)), plain
+    stored = _cast(values, column.stored, column)
+    return stored, stored
+
+
+def _cast(values: Array, target: np.dtype[Any], column: Column) -> Array:
+    if not np.can_cast(values.dtype, target, "same_kind"):
+        raise InvalidInputError(
+            f"column {column.name!r} holds {column.dtype}; found {values.dtype}. The unfinished part was "
+            "dropped; committed parts stand. Convert the values first.",
+            kind="dtype-mismatch",
+        )
+    return np.ascontiguousarray(values, target)
+
+
+def _put_codes(attempt: Attempt, blocks: list[Codes]) -> None:
+    row = np.concatenate([np.asarray(b.row, np.int64) for b in blocks])
+    latent = np.concatenate([np.asarray(b.latent, np.uint32) for b in blocks])
+    value = np.concatenate([np.asarray(b.value, np.float32) for b in blocks])
+    by_row = np.lexsort((latent, row))
+    by_latent = np.lexsort((row, -value, latent))
+    for path, order in {"codes.parquet": by_row, "by_latent.parquet": by_latent}.items():
+        columns = {"row": row[order], "latent": latent[order], "value": value[order]}
+        attempt.put(path, tables.encode(tables.table(columns, tables.CODES)), len(row))
+
+
+def check_unsealed(store: Store) -> None:
+    """Raise ``sealed`` where the tokens are complete: appending is refused."""
+    sealed = store.view.sealed("tokens")
+    if sealed is not None:
+        raise ConflictError(
+            f"the tokens of {store.url} are sealed with {sealed['parts']} parts and {sealed['rows']} rows; "
+            "rows cannot be added. Nothing was written. Make a new store for more rows.",
+            kind="sealed",
+        )

@@ -1,0 +1,160 @@
+"""Results as the demo makes them, from a seed instead of a model: the same tables, same sizes."""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+import re
+
+import numpy as np
+import pytest
+
+from jobs.report.tables import SCHEMAS
+from jobs.results import Result
+
+SITE = "blocks.3.resid_post"
+LATENTS = 4096
+WORDS = re.compile(r"\s*\w+|\s*[^\w\s]")
+
+
+def _train(folder):
+    config = {
+        "store": str(folder / "store"),
+        "site": f"acts:{SITE}",
+        "model": "minilm-l6-v2",
+        "variant": {"kind": "batch_topk", "latents": LATENTS, "k": 32},
+        "batch_rows": 4096,
+        "steps": 1200,
+    }
+    with Result.create(folder, "train", config, store="st-1", pin="ab" * 32, seed=7) as result:
+        rng = np.random.default_rng(1)
+        step = np.arange(0, 1200, 10)
+        fall = np.exp(-step / 160)
+        result.write_table(
+            "curve",
+            {
+                "step": step,
+                "rows": step * 4096,
+                "fvu": 0.17 + 0.8 * fall + rng.normal(0, 0.003, len(step)),
+                "l0": 32 + rng.normal(0, 0.4, len(step)),
+                "dead": (900 * np.exp(-((step - 500) ** 2) / 9e4)).astype(np.int64),
+                "threshold": 0.6 + 0.5 * (1 - fall),
+                "rows_per_second": 21_000 + rng.normal(0, 600, len(step)),
+                "seconds": step * 4096 / 21_000,
+            },
+        )
+    return result
+
+
+def _eval(folder):
+    config = {"dictionary": "train-1", "site": f"acts:{SITE}", "split": "test"}
+    with Result.create(folder, "eval", config, store="st-1", pin="ab" * 32, seed=7) as result:
+        rng = np.random.default_rng(2)
+        metrics = {
+            "fvu": 0.1734, "fvu_all_rows": 0.1512, "l0_mean": 31.8, "l0_p5": 14, "l0_p50": 30,
+            "l0_p95": 57, "dead": 37, "dense": 12, "cosine": 0.9134, "shrinkage": 0.957,
+            "relative_bias": 1.012, "rows": 20_117, "excluded_share": 0.0082, "latents": LATENTS,
+        }  # fmt: skip
+        values = np.array(list(metrics.values()), dtype=np.float64)
+        result.write_table("summary", {"metric": list(metrics), "value": values})
+        density = np.minimum(10 ** rng.normal(-2.6, 0.7, LATENTS), 1)
+        density[:37] = 0
+        latents = {"latent": np.arange(LATENTS), "density": density, "max": density * 100}
+        result.write_table("latents", latents)
+        position = np.arange(256)
+        error = 0.165 + 0.2 * np.exp(-position / 4) + rng.normal(0, 0.004, 256)
+        rows = np.full(256, 80)
+        result.write_table(
+            "positions", {"position": position, "relative_error": error, "rows": rows}
+        )
+    return result
+
+
+def _contexts(folder, latents, passages):
+    config = {"dictionary": "train-1", "site": f"acts:{SITE}"}
+    names = sorted(pydoc_data.topics.topics)
+    with Result.create(folder, "contexts", config, store="st-1", pin="ab" * 32, seed=7) as result:
+        rng = np.random.default_rng(3)
+        contexts = {name: [] for name in SCHEMAS["contexts"]}
+        tokens = {name: [] for name in SCHEMAS["context_tokens"]}
+        chosen = rng.choice(LATENTS, latents, replace=False)
+        for latent in chosen.tolist():
+            for rank in range(passages):
+                document = int(rng.integers(len(names)))
+                words = WORDS.findall(pydoc_data.topics.topics[names[document]])
+                at = int(rng.integers(15, max(len(words) - 15, 16)))
+                peak = 9.0 - 0.4 * rank
+                row = (latent, rank, peak, 65_536 + at, document, f"topics/{names[document]}", at)
+                for column, value in zip(contexts, row, strict=True):
+                    contexts[column].append(value)
+                for place in range(max(at - 14, 0), min(at + 15, len(words))):
+                    offset = place - at
+                    near = peak * np.exp(-abs(offset)) if rng.random() < 0.35 else 0.0
+                    near = peak if offset == 0 else near
+                    row = (latent, rank, offset, words[place], near, offset == 0)
+                    for column, value in zip(tokens, row, strict=True):
+                        tokens[column].append(value)
+        result.write_table("contexts", _typed(contexts))
+        result.write_table("context_tokens", _typed(tokens))
+        result.write_table(
+            "telling",
+            {
+                "latent": chosen,
+                "score": np.linspace(3, 1, latents),
+                "density": 10 ** rng.uniform(-4, -1.5, latents),
+                "max": np.full(latents, 9.0),
+                "documents": rng.integers(3, 60, latents),
+            },
+        )
+    return result
+
+
+def _typed(columns):
+    texts = {"document", "text"}
+    return {name: v if name in texts else np.array(v) for name, v in columns.items()}
+
+
+def _summary(folder):
+    rows = 400_000
+    shape, size = [384], rows * 384 * 2
+    harvest = {"model": "minilm-l6-v2", "sites": [SITE], "batch": [32, 256], "dtype": "bfloat16"}
+    source = {"kind": "text", "files": [f"f{i}" for i in range(212)], "sha256": "5e" * 32}
+    tokens = [
+        {"name": "token_id", "dtype": "int32", "shape": [], "bytes": 801_332},
+        {"name": "char_start", "dtype": "int32", "shape": [], "bytes": 1_204_551},
+    ]
+    groups = [
+        {"name": "tokens", "rows": rows, "parts": 25, "sealed": True, "bytes": 4_912_334,
+         "columns": tokens,
+         "recipe": {"source": source, "context": 256, "packing": False, "split_seed": 0,
+                    "shares": [0.9, 0.05, 0.05], "part_rows": 16_384}},
+        {"name": "acts", "rows": rows, "parts": 25, "sealed": True, "bytes": size + 25 * 8192,
+         "columns": [{"name": SITE, "dtype": "bfloat16", "shape": shape, "bytes": size}],
+         "recipe": harvest},
+        {"name": "codes", "rows": 371_000, "parts": 23, "sealed": False, "bytes": 98_433_120,
+         "columns": [{"name": "codes", "dtype": "codes", "shape": [LATENTS], "bytes": 98_433_120}],
+         "recipe": {"dictionary": "9f" * 32}},
+    ]  # fmt: skip
+    return {
+        "url": str(folder / "store"),
+        "store": "st-1",
+        "pin": "ab" * 32,
+        "digest": "cd" * 32,
+        "groups": groups,
+        "splits": [
+            {"split": "train", "documents": 611, "rows": 361_230},
+            {"split": "val", "documents": 33, "rows": 18_653},
+            {"split": "test", "documents": 36, "rows": 20_117},
+        ],
+        "verify": {"ok": True, "checked_bytes": 410_553_008, "problems": []},
+    }
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Return a function that makes ``(results, store summary)`` of a demo in a folder."""
+
+    def make(*, folder=tmp_path, latents=10, passages=8):
+        results = [_train(folder), _eval(folder), _contexts(folder, latents, passages)]
+        return results, _summary(folder)
+
+    return make
