@@ -257,7 +257,7 @@ class Codebook:
             )
         return x.to(device=self.W_enc_DL.device)
 
-    def _blocks(self, x_RD: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def blocks(self, x_RD: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (first row, pre-activations, which of them are active), block by block."""
         step = max(1, BLOCK_BYTES // (4 * self.latents))
         for start in range(0, len(x_RD), step):
@@ -274,7 +274,7 @@ class Codebook:
             ``width-mismatch``.
         """
         flat, values = [], []
-        for start, pre_RL, active_RL in self._blocks(self._rows(x_RD)):
+        for start, pre_RL, active_RL in self.blocks(self._rows(x_RD)):
             found = positions(active_RL)
             values.append(pre_RL.flatten()[found].cpu().numpy())
             flat.append(found.cpu().numpy() + start * self.latents)
@@ -288,7 +288,7 @@ class Codebook:
         """Return the codes of rows [R, D] as a dense float32 tensor [R, L]; for few rows."""
         x = self._rows(x_RD)
         dense_RL = torch.zeros(len(x), self.latents, device=x.device)
-        for start, pre_RL, active_RL in self._blocks(x):
+        for start, pre_RL, active_RL in self.blocks(x):
             dense_RL[start : start + len(pre_RL)] = pre_RL * active_RL
         return dense_RL
 

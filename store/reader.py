@@ -11,12 +11,12 @@ import numpy as np
 from store import layout, tables
 from store.commits import get_asset, put_asset
 from store.digest import digest
-from store.errors import ConflictError, InvalidInputError, NotFoundError
-from store.layout import CHUNK_ROWS
+from store.errors import ConflictError, NotFoundError
+from store.rows import Rows
 from store.schema import Column, Group, make_record, read_record
-from store.storage import Storage, open_storage
-from store.summary import float32_of_bits
+from store.storage import Storage
 from store.tokens import TokensWriter
+from store.urls import open_storage
 from store.view import Coverage, View, pin_id, write_pin
 from store.windows import Windows
 from store.writer import Writer
@@ -114,6 +114,7 @@ class Store:
         self.part_stride: int = record["part_stride"]
         self.part_rows: int = record["part_rows"]
         self.view = View(storage, self.id, self.part_stride, pin)
+        self._rows = Rows(view=self.view)
 
     @property
     def url(self) -> str:
@@ -156,58 +157,13 @@ class Store:
 
     # -- rows ------------------------------------------------------------------------------------------
 
-    def _spans(self, group: str, rows: slice) -> list[tuple[int, int, int]]:
-        """Return (part, first, last) of the part-wise pieces of a row range."""
-        counts = [self.view.commit(group, part).rows for part in self.view.parts(group)]
-        start, stop, step = rows.indices(sum(counts))
-        if step != 1:
-            raise InvalidInputError(
-                "rows are read with step 1; use gather for others", kind="bad-rows"
-            )
-        spans, at = [], 0
-        for part, count in zip(self.view.parts(group), counts, strict=True):
-            low, high = max(start - at, 0), min(stop - at, count)
-            if low < high:
-                spans.append((part, low, high))
-            at += count
-        return spans
-
     def row_ids(self, rows: slice = slice(None), group: str = "tokens") -> Array:
         """Return the row ids (``int64``) of a range of a group's rows, counted in part order."""
-        pieces = [np.empty(0, np.int64)]
-        for part, low, high in self._spans(group, rows):
-            kept = self.view.kept(self.view.commit(group, part))
-            base = part * self.part_stride
-            pieces.append(np.arange(base + low, base + high) if kept is None else kept[low:high])
-        return np.concatenate(pieces)
+        return self._rows.row_ids(rows, group)
 
     def read(self, column: str, rows: slice = slice(None), *, raw: bool = False) -> Array:
         """Return a range of a column's rows, ``[R, *shape]``, counted in part order without gaps."""
-        group, spec = self.view.resolve(column)
-        spans = self._spans(group.name, rows)
-        out = np.empty((sum(high - low for _, low, high in spans), *spec.shape), spec.stored)
-        at = 0
-        for part, low, high in spans:
-            self._read_part(group, spec, part, low, high, out[at : at + high - low])
-            at += high - low
-        return _decoded(out, spec, raw=raw)
-
-    def _read_part(
-        self, group: Group, spec: Column, part: int, low: int, high: int, out: Array
-    ) -> None:
-        commit = self.view.commit(group.name, part)
-        if spec.kind == "dense":
-            self.view.shard(commit, spec).read(low, high, out)
-        elif spec.kind == "scalar":
-            path = "tokens.parquet" if group.name == "tokens" else "scalars.parquet"
-            values = tables.column(self.view.table(commit, path), spec.name)
-            out[:] = values.reshape(len(values), *spec.shape)[low:high]
-        else:
-            raise InvalidInputError(
-                f"column {spec.name!r} of group {group.name!r} is {spec.kind}; read and gather take dense "
-                f"and scalar columns. Nothing was read. Use .arrow({group.name!r}).",
-                kind="column-kind",
-            )
+        return self._rows.read(column, rows, raw=raw)
 
     def gather(self, column: str, row_ids: Any, *, raw: bool = False) -> Array:
         """Return the rows of given ids in the given order, ``[R, *shape]``; repeats are fine.
@@ -217,62 +173,7 @@ class Store:
         NotFoundError
             ``row-missing``: the column does not hold one of the rows.
         """
-        group, spec = self.view.resolve(column)
-        ids = np.asarray(row_ids, np.int64).reshape(-1)
-        order = np.argsort(ids, kind="stable")
-        out = np.empty((len(ids), *spec.shape), spec.stored)
-        parts = ids[order] // self.part_stride
-        bounds = np.flatnonzero(np.diff(parts)) + 1
-        for mine in np.split(order, bounds) if len(ids) else []:
-            part = int(ids[mine[0]] // self.part_stride)
-            slots = self._slots(group, part, ids[mine])
-            if spec.kind == "dense":
-                self._gather_chunks(group, spec, part, slots, mine, out)
-            else:
-                whole = np.empty(
-                    (self.view.commit(group.name, part).rows, *spec.shape), spec.stored
-                )
-                self._read_part(group, spec, part, 0, len(whole), whole)
-                out[mine] = whole[slots]
-        return _decoded(out, spec, raw=raw)
-
-    def _slots(self, group: Group, part: int, ids: Array) -> Array:
-        """Return where a part keeps the rows of sorted ids."""
-        missing = part not in self.view.parts(group.name)
-        slots, bad = ids - part * self.part_stride, np.ones(len(ids), bool)
-        if not missing:
-            commit = self.view.commit(group.name, part)
-            kept = self.view.kept(commit)
-            if kept is None:
-                bad = slots >= commit.rows
-            else:
-                slots = np.minimum(np.searchsorted(kept, ids), len(kept) - 1)
-                bad = kept[slots] != ids
-        if bad.any():
-            raise NotFoundError(
-                f"row {int(ids[bad][0])} (and {int(bad.sum()) - 1} more) is not in group "
-                f"{group.name!r} of {self.url}. Nothing was returned. `actlake inspect` shows coverage.",
-                kind="row-missing",
-            )
-        return slots
-
-    def _gather_chunks(
-        self, group: Group, spec: Column, part: int, slots: Array, place: Array, out: Array
-    ) -> None:
-        shard = self.view.shard(self.view.commit(group.name, part), spec)
-        step = 16
-        buffer = np.empty((step, CHUNK_ROWS, *spec.shape), spec.stored)
-        flat = buffer.reshape(step * CHUNK_ROWS, *spec.shape)
-        chunks = np.unique(slots // CHUNK_ROWS)
-        for low in range(0, len(chunks), step):
-            some = chunks[low : low + step]
-            shard.read_chunks(some.tolist(), list(buffer[: len(some)]))
-            first, last = np.searchsorted(
-                slots, [some[0] * CHUNK_ROWS, (some[-1] + 1) * CHUNK_ROWS]
-            )
-            inside = slots[first:last]
-            at = np.searchsorted(some, inside // CHUNK_ROWS) * CHUNK_ROWS + inside % CHUNK_ROWS
-            out[place[first:last]] = flat[at]
+        return self._rows.gather(column, row_ids, raw=raw)
 
     def sequences(self, column: str, seq_ids: Any, *, raw: bool = False) -> list[Array]:
         """Return whole sequences of a column, one array ``[T, *shape]`` each.
@@ -282,26 +183,7 @@ class Store:
         InvalidInputError
             ``masked-group``: the group holds a sample of the rows, not whole sequences.
         """
-        group, _ = self.view.resolve(column)
-        if group.masked:
-            raise InvalidInputError(
-                f"group {group.name!r} holds a sample of the rows, so it has no whole sequences. Nothing "
-                "was read. Use gather with its row ids.",
-                kind="masked-group",
-            )
-        found = []
-        for seq_id in np.asarray(seq_ids, np.int64).reshape(-1):
-            part = int(seq_id) // self.part_stride
-            data = self.view.table(self.view.commit("tokens", part), "sequences.parquet")
-            ids = tables.column(data, "seq_id")
-            at = int(np.searchsorted(ids, seq_id))
-            if at == len(ids) or ids[at] != seq_id:
-                raise NotFoundError(
-                    f"there is no sequence {seq_id} in {self.url}", kind="seq-missing"
-                )
-            rows = int(tables.column(data, "rows")[at])
-            found.append(self.gather(column, np.arange(seq_id, seq_id + rows), raw=raw))
-        return found
+        return self._rows.sequences(column, seq_ids, raw=raw)
 
     def windows(
         self,
@@ -492,7 +374,3 @@ class Store:
             allow_nonfinite=allow_nonfinite,
             provenance=provenance or {},
         )
-
-
-def _decoded(out: Array, spec: Column, *, raw: bool) -> Array:
-    return float32_of_bits(out) if spec.bits and not raw else out

@@ -23,7 +23,7 @@ from jobs.dictionaries.encoders.linear import LinearScores, pre_activations
 from store.errors import InvalidInputError
 from store.registry import Registry
 
-VARIANTS: Registry[type] = Registry("variant", "jobs.dictionaries.variants")
+VARIANTS: Registry = Registry("variant", "jobs.dictionaries.variants")
 
 PRECISIONS = ("auto", "bfloat16", "float32")
 
@@ -67,11 +67,11 @@ class Forward:
     """One batch on its way through a dictionary, as the losses see it; rows are in scaled units."""
 
     dictionary: Dictionary
-    x_RD: Tensor
+    x: Tensor
     pattern: Pattern
     value: Tensor
-    """Codes at the pairs of the pattern, [N]; carries gradients, as does ``x_hat_RD``."""
-    x_hat_RD: Tensor
+    """Codes at the pairs of the pattern, [N]; carries gradients, as does ``x_hat`` [R, D]."""
+    x_hat: Tensor
     variance: float
     """E‖x − E x‖² of the run's rows."""
     dead: Tensor
@@ -148,16 +148,18 @@ class Dictionary(nn.Module):
         """Return the reconstruction [R, D] of codes."""
         return decode(value, self.w_dec_LD, pattern, self.ops) + self.b_dec_D
 
-    def forward(self, x_RD: Tensor, *, variance: float = 1.0, dead: Tensor | None = None) -> Forward:
+    def forward(
+        self, x_RD: Tensor, *, variance: float = 1.0, dead: Tensor | None = None
+    ) -> Forward:
         """Run a batch of scaled rows [R, D] through in training mode."""
         pattern, value = self.activate(x_RD)
         none = torch.empty(0, dtype=torch.int64, device=x_RD.device)
         return Forward(
             dictionary=self,
-            x_RD=x_RD,
+            x=x_RD,
             pattern=pattern,
             value=value,
-            x_hat_RD=self.decode(pattern, value),
+            x_hat=self.decode(pattern, value),
             variance=variance,
             dead=none if dead is None else dead,
         )
@@ -223,7 +225,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "variant", dict(self.variant))
         self.build_variant()
-        positive = ("steps", "batch_rows", "clip_norm", "scale_rows", "median_rows", "threshold_rows")
+        positive = (
+            "steps",
+            "batch_rows",
+            "clip_norm",
+            "scale_rows",
+            "median_rows",
+            "threshold_rows",
+        )
         for name in positive:
             _require(name, getattr(self, name), "> 0", holds=getattr(self, name) > 0)
         for name in ("lr", "dead_rows"):
@@ -264,7 +273,7 @@ class ArrayFeed:
 
     Parameters
     ----------
-    x_RD
+    x
         float32 [R, D]; kept, not copied.
     batch_rows
         Rows of every batch, at most R.
@@ -272,14 +281,14 @@ class ArrayFeed:
         Decides the permutations.
     """
 
-    x_RD: Tensor
+    x: Tensor
     batch_rows: int
     seed: int = 0
     width: int = field(init=False)
     rows: int = field(init=False)
 
     def __post_init__(self) -> None:
-        rows, width = self.x_RD.shape
+        rows, width = self.x.shape
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "width", width)
         fits = 0 < self.batch_rows <= rows
@@ -298,11 +307,11 @@ class ArrayFeed:
                 epoch += 1
                 order = torch.cat([order, self._order(epoch)])
             row_ids, order = order[: self.batch_rows], order[self.batch_rows :]
-            yield row_ids, self.x_RD[row_ids]
+            yield row_ids, self.x[row_ids]
 
     def state(self) -> dict[str, Any]:
         """Return the seed and a digest of the rows."""
-        digest = hashlib.sha256(self.x_RD.contiguous().numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(self.x.contiguous().numpy().tobytes()).hexdigest()
         return {"seed": self.seed, "batch_rows": self.batch_rows, "sha256": digest}
 
 

@@ -80,10 +80,10 @@ def _steps(curve: Table) -> Html:
         (
             numbers.count(curve["step"][i]),
             numbers.count(curve["rows"][i]),
-            numbers.decimal(curve["fvu"][i]),
-            numbers.decimal(curve["l0"][i]),
+            numbers.decimal(curve["fvu"][i], trim=False),
+            numbers.decimal(curve["l0"][i], trim=False),
             numbers.count(curve["dead"][i]),
-            numbers.decimal(curve["threshold"][i]),
+            numbers.decimal(curve["threshold"][i], trim=False),
             numbers.rate(curve["rows_per_second"][i]).removesuffix("\u00a0rows/s"),
             numbers.duration(curve["seconds"][i]),
         )

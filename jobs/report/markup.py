@@ -79,7 +79,7 @@ def table(
     body = [
         element(
             "tr",
-            element("th", row[0], scope="row", class_="text"),
+            element("th", row[0], scope="row", class_=kinds[0]),
             *(
                 element("td", cell, class_=kind)
                 for cell, kind in zip(row[1:], kinds[1:], strict=True)

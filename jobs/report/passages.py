@@ -47,7 +47,9 @@ def _latent(latent: Latent) -> Html:
     shown = [element("ol", *items[:_OPEN_PASSAGES])] if items else [element("p", "No passages.")]
     if rest := items[_OPEN_PASSAGES:]:
         more = element("ol", *rest, start=_OPEN_PASSAGES + 1)
-        shown.append(details(f"{len(rest)} more passages", more))
+        shown.append(
+            details(f"{len(rest)} more {'passage' if len(rest) == 1 else 'passages'}", more)
+        )
     return element("article", head, element("div", *shown), class_="latent")
 
 

@@ -33,7 +33,7 @@ SUMMARY = """{"url": str, "store": str, "pin": str, "digest": str,
  "verify": {"ok": bool, "checked_bytes": int, "problems": [str, …]}}"""
 """What a store summary holds; a key that is missing leaves out its part of the page."""
 
-_SHOWN_FACTS = 14
+_SHOWN_FACTS, _SHOWN_ENTRIES = 14, 40
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -129,8 +129,22 @@ def _recipes(groups: list[Mapping[str, Any]]) -> Html:
 
 
 def pretty(value: Any) -> Html:
-    """Return JSON values as indented text."""
-    return element("pre", json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Return JSON values as indented text, long lists cut short: a recipe may name 10 000 files."""
+    shown = json.dumps(_shortened(value), indent=2, ensure_ascii=False, default=str)
+    return element("pre", shown, tabindex="0")
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        items = list(value.items())
+        kept = {str(name): _shortened(item) for name, item in items[:_SHOWN_ENTRIES]}
+        rest = len(items) - _SHOWN_ENTRIES
+        return kept | ({"…": f"{numbers.count(rest)} more"} if rest > 0 else {})
+    if isinstance(value, list | tuple):
+        rest = len(value) - _SHOWN_ENTRIES
+        kept_items = [_shortened(item) for item in value[:_SHOWN_ENTRIES]]
+        return kept_items + ([f"… {numbers.count(rest)} more"] if rest > 0 else [])
+    return value
 
 
 def corpus(key: str, summary: Mapping[str, Any]) -> Html:
@@ -178,5 +192,11 @@ def _leaves(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
                 ", ".join(map(str, value)) if plain else f"{numbers.count(len(value))} entries",
             )
         elif value is not None:
-            said = str(value)
-            yield path, code(f"{said[:12]}…") if len(said) > 40 and " " not in said else said
+            yield path, _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    said = str(value)
+    return code(f"{said[:12]}…") if len(said) > 40 and " " not in said else said

@@ -15,4 +15,4 @@ def nmse(forward: Forward) -> Tensor:
 
     V is one number for the whole run, so no batch weighs more than another.
     """
-    return (forward.x_hat_RD - forward.x_RD).square().sum(dim=1).mean() / forward.variance
+    return (forward.x_hat - forward.x).square().sum(dim=1).mean() / forward.variance

@@ -1,0 +1,209 @@
+"""Training one dictionary on a feed: calibrate, step, keep checkpoints, set the threshold, freeze."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.codebook import Codebook, CodeOps
+from jobs.dictionaries.calibration import calibrate, calibrate_threshold, first_rows
+from jobs.dictionaries.checkpoint import Checkpoints
+from jobs.dictionaries.contract import Feed, TrainConfig
+from jobs.dictionaries.learner import Learner, StepReport, resolve_precision
+from jobs.errors import DivergedError, JobError
+from store.errors import InvalidInputError
+
+NAMED_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained dictionary and how it got there."""
+
+    codebook: Codebook
+    history: list[dict[str, Any]]
+    """The log entries, oldest first, those before a resume included."""
+    state: dict[str, Any]
+    """step, rows, finished, threshold_ema and threshold (raw units), precision, calibration."""
+    learner: Learner
+    """The live form, for training-mode measurements."""
+
+
+def train(
+    feed: Feed,
+    cfg: TrainConfig,
+    *,
+    out: Path | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    resume: bool = True,
+    should_stop: Callable[[], bool] | None = None,
+    ops: CodeOps | None = None,
+    device: str = "cpu",
+    log_every: int = 50,
+    checkpoint_every: int = 500,
+) -> Trained:
+    """Train a dictionary on a feed's rows; a run that was stopped goes on where it was.
+
+    Parameters
+    ----------
+    feed, cfg
+        Together the recipe: the same recipe gives the same bits on one class of machine, undisturbed or
+        resumed after any step.
+    out
+        Folder for checkpoints; None keeps none.
+    log
+        Called with each entry of the history: step, rows, loss, fvu, l0, dead, lr, rows_per_second,
+        seconds_left.
+    resume
+        Take up the newest checkpoint in ``out``; otherwise start afresh over it.
+    should_stop
+        Asked after every step; true ends the run after a checkpoint, with ``finished`` false and the
+        running mean as threshold.
+    ops
+        A faster form of the sparse products; part of no recipe.
+
+    Raises
+    ------
+    ConflictError
+        ``other-recipe``: ``out`` holds the run of another recipe.
+    DivergedError
+        ``diverged``: the loss or its gradient is not finite; the rows are in ``out/diverged.json``.
+    InvalidInputError
+        ``width-mismatch``: a batch is not of the feed's width.
+    """
+    saves = Checkpoints(out, {"train": cfg.to_json(), "feed": feed.state(), "width": feed.width})
+    learner, history = _begin(feed, cfg, saves, ops=ops, device=device, resume=resume)
+    meter = _Meter(learner.step, learner.rows)
+    stopped = False
+    for row_ids, x_RD in islice(feed.batches(learner.step), cfg.steps - learner.step):
+        _check_width(x_RD, feed, learner.step)
+        report = learner.learn(x_RD)
+        if not report.finite:
+            raise _diverged(saves, learner, report, row_ids, x_RD)
+        done = learner.step == cfg.steps
+        stopped = not done and should_stop is not None and should_stop()
+        if done or stopped or learner.step % log_every == 0:
+            history.append(meter.entry(learner, report))
+            if log is not None:
+                log(history[-1])
+        if done or stopped or learner.step % checkpoint_every == 0:
+            saves.save(learner.step, learner.tensors(), _state(learner, history))
+        if stopped:
+            break
+    if learner.step < cfg.steps and not stopped:
+        raise _feed_ended(learner)
+    return _freeze(feed, learner, history, finished=not stopped)
+
+
+def _begin(
+    feed: Feed,
+    cfg: TrainConfig,
+    saves: Checkpoints,
+    *,
+    ops: CodeOps | None,
+    device: str,
+    resume: bool,
+) -> tuple[Learner, list[dict[str, Any]]]:
+    kept = saves.latest() if resume else None
+    if kept is None:
+        precision = resolve_precision(cfg.precision, device)
+        calibration = calibrate(feed, cfg)
+        return Learner(cfg, calibration, precision=precision, device=device, ops=ops), []
+    tensors, state = kept
+    learner = Learner.restore(cfg, tensors, state["learner"], device=device, ops=ops)
+    return learner, list(state["history"])
+
+
+def _state(learner: Learner, history: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"learner": learner.scalars(), "history": history}
+
+
+def _freeze(
+    feed: Feed, learner: Learner, history: list[dict[str, Any]], *, finished: bool
+) -> Trained:
+    """Set the threshold on the feed's first rows, if the run is finished, and fold the scale in."""
+    cfg, scale = learner.cfg, learner.calibration.scale
+    k = cfg.build_variant().k
+    ema = learner.threshold / scale
+    threshold = ema
+    if finished:
+        open_book = learner.codebook(0.0)
+        rows = first_rows(feed, cfg.threshold_rows)
+        threshold = calibrate_threshold(open_book, rows, k)
+    state = {**learner.scalars(), "finished": finished, "threshold_ema": ema}
+    state["threshold"] = threshold
+    codebook = learner.codebook(
+        threshold * scale,
+        recipe={"train": cfg.to_json(), "feed": feed.state()},
+        variant=cfg.variant["kind"],
+        k=k,
+        rows=learner.rows,
+        steps=learner.step,
+        finished=finished,
+        precision=learner.precision,
+        input_scale=scale,
+        median_norm=learner.calibration.median_norm,
+        threshold_ema=ema,
+    )
+    return Trained(codebook, history, state, learner)
+
+
+class _Meter:
+    """Rate and time left of this process's share of a run."""
+
+    def __init__(self, step: int, rows: int) -> None:
+        self._step, self._rows, self._start = step, rows, time.perf_counter()
+
+    def entry(self, learner: Learner, report: StepReport) -> dict[str, Any]:
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        pace = seconds / (learner.step - self._step)
+        numbers = {name: value for name, value in asdict(report).items() if name != "finite"}
+        return {
+            "step": learner.step,
+            "rows": learner.rows,
+            **numbers,
+            "rows_per_second": (learner.rows - self._rows) / seconds,
+            "seconds_left": pace * (learner.cfg.steps - learner.step),
+        }
+
+
+def _check_width(x_RD: Tensor, feed: Feed, step: int) -> None:
+    if x_RD.dim() != 2 or x_RD.shape[1] != feed.width:
+        raise InvalidInputError(
+            f"batch {step} has shape {tuple(x_RD.shape)}, the feed holds width {feed.width}. Training"
+            " stopped; the last checkpoint stands. Give the feed of one site.",
+            kind="width-mismatch",
+        )
+
+
+def _diverged(
+    saves: Checkpoints, learner: Learner, report: StepReport, row_ids: Tensor, x_RD: Tensor
+) -> DivergedError:
+    """Name the rows that are not finite, or all rows of the batch where every row is."""
+    bad_R = ~torch.isfinite(x_RD).all(dim=1)
+    named = (row_ids[bad_R.cpu()] if bool(bad_R.any()) else row_ids).tolist()
+    why = "rows that are not finite" if bool(bad_R.any()) else "finite rows"
+    path = saves.report_rows(learner.step, named, why)
+    shown = ", ".join(map(str, named[:NAMED_ROWS])) + (", …" if len(named) > NAMED_ROWS else "")
+    return DivergedError(
+        f"step {learner.step} gave loss {report.loss:g} and gradient norm {report.gradient_norm:g} on"
+        f" {len(named)} {why}: {shown} ({path or 'no folder to list them in'}). The last checkpoint"
+        " stands. Leave those rows out, or lower the learning rate.",
+        step=learner.step,
+        row_ids=named[:NAMED_ROWS],
+    )
+
+
+def _feed_ended(learner: Learner) -> JobError:
+    return JobError(
+        f"training wants {learner.cfg.steps} batches, the feed ended after {learner.step}. The last"
+        " checkpoint stands. Give a feed that goes on with the next epoch.",
+        kind="feed-ended",
+    )
