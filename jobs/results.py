@@ -249,7 +249,7 @@ class Result:
             self._write_card(card)
         finally:
             self._release()
-        return card
+        return self.card
 
     def __enter__(self) -> Result:
         return self
@@ -270,8 +270,9 @@ class Result:
             self.finish(INTERRUPTED)
 
     def _write_card(self, card: RunCard) -> None:
-        _replace(self.path / "card.json", canonical_json(card.to_json()).encode())
-        self.card = card
+        text = canonical_json(card.to_json())
+        _replace(self.path / "card.json", text.encode())
+        self.card = RunCard.from_json(json.loads(text))  # the same here as for who opens it
 
     def _check_open(self, name: str) -> None:
         if self._release is None or not self._release.alive:

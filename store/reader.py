@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from store import layout, tables
-from store.commits import get_asset, put_asset
+from store.commits import get_asset, put_asset, seal
 from store.digest import digest
 from store.errors import ConflictError, NotFoundError
 from store.rows import Rows
@@ -295,6 +295,16 @@ class Store:
     def asset(self, asset: str) -> dict[str, bytes]:
         """Return an asset's files, checked."""
         return get_asset(self._storage, self.id, asset)
+
+    def seal(self, group: str) -> bool:
+        """Seal a group where every part of sealed tokens is committed; return whether it is sealed."""
+        view = self.refresh().view
+        tokens, parts = view.sealed("tokens"), view.parts(group)
+        if tokens is None or len(parts) != tokens["parts"]:
+            return False
+        rows = sum(view.commit(group, part).rows for part in parts)
+        seal(self._storage, self.id, group, len(parts), rows)
+        return True
 
     # -- writing ---------------------------------------------------------------------------------------
 

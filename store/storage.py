@@ -82,6 +82,7 @@ def check_key(key: str) -> str:
 
 
 def missing(key: str, url: str) -> NotFoundError:
+    """Return the error for an object that is not there."""
     return NotFoundError(
         f"there is no object {key!r} in {url}. Nothing was changed.",
         kind="object-missing",
@@ -90,6 +91,7 @@ def missing(key: str, url: str) -> NotFoundError:
 
 
 def short(key: str, url: str, offset: int, want: int) -> CorruptError:
+    """Return the error for an object that ends too early."""
     return CorruptError(
         f"object {key!r} in {url} ends before byte {offset + want}. Its rows were not returned. "
         "Restore the file from a copy; `actlake verify` lists all damage.",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from store import tables
-from store.commits import Attempt, Commit, declare_group, seal
+from store.commits import Attempt, Commit, declare_group
 from store.errors import ConflictError, InvalidInputError
 from store.schema import Column, Group, check_name
 from store.summary import Summary, bfloat16_bits, float32_of_bits
@@ -243,12 +243,7 @@ class Writer:
     def close(self) -> None:
         """Finish: refuse an incomplete part, and seal the group where all parts of sealed tokens are there."""
         self._finish_open()
-        view = self._store.refresh().view
-        sealed = view.sealed("tokens")
-        parts = view.parts(self.group.name)
-        if sealed is not None and len(parts) == sealed["parts"]:
-            rows = sum(view.commit(self.group.name, part).rows for part in parts)
-            seal(self._storage, self._store.id, self.group.name, len(parts), rows)
+        self._store.seal(self.group.name)
 
     def __enter__(self) -> Self:
         return self

@@ -128,7 +128,7 @@ class Family(Protocol):
         """Return the Hugging Face config of a tiny model of this family."""
 
 
-ADAPTERS: Registry[Any] = Registry("model family", "ingest.models")
+ADAPTERS = Registry("model family", "ingest.models")
 
 
 class ModelAdapter(Protocol):

@@ -154,7 +154,8 @@ class HookedModel:
         device = next(self._base.parameters()).device
         with ExitStack() as hooks, torch.inference_mode():
             for site in wanted:
-                hooks.enter_context(self.listen(site, partial(self._keep, got, site, len(wanted))))
+                keep = partial(self._keep, got, site, len(wanted), tuple(input_ids_BT.shape))
+                hooks.enter_context(self.listen(site, keep))
             with suppress(_LastSiteReached):
                 self._base(
                     input_ids=input_ids_BT.to(device),
@@ -165,10 +166,17 @@ class HookedModel:
             raise _broken(self.family, missed[0], "the forward never reached it")
         return {site: got[site] for site in wanted}
 
-    def _keep(self, got: dict[str, Tensor], site: str, count: int, value: Tensor) -> None:
+    def _keep(
+        self,
+        got: dict[str, Tensor],
+        site: str,
+        count: int,
+        batch_shape: tuple[int, ...],
+        value: Tensor,
+    ) -> None:
         if site in got:
             raise _broken(self.family, site, "the forward passed it twice")
-        if tuple(value.shape[2:]) != self._taps[site].shape:
+        if tuple(value.shape) != (*batch_shape, *self._taps[site].shape):
             raise _broken(self.family, site, f"its value has shape {list(value.shape)}")
         got[site] = value
         if len(got) == count:

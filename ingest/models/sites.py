@@ -143,22 +143,20 @@ def _matching(pattern: str, names: Mapping[str, tuple[str, ...]]) -> tuple[str, 
 
 
 def _expanded(pattern: str, layers: int, adapter: _Sited) -> list[str]:
-    def block(match: re.Match[str]) -> str:
-        share = Fraction(match[1])
-        if share > 100 or layers == 0:
+    def block(share: re.Match[str]) -> str:
+        percent = Fraction(share[1])
+        if percent > 100 or layers == 0:
             raise unknown_site(pattern, adapter)
-        return str(min(layers - 1, int(share * layers / 100)))
+        return str(min(layers - 1, int(percent * layers / 100)))
 
-    name = pattern.strip()
-    if _SHARE.fullmatch(name):
-        name = f"blocks.{name}.resid_post"
     done: list[str] = []
-    todo = [_SHARE.sub(block, name)]
+    todo = [pattern.strip()]
     while todo:
         name = todo.pop()
         match = _SET.search(name)
         if match is None:
-            done.append(name)
+            whole = f"blocks.{name}.resid_post" if _SHARE.fullmatch(name) else name
+            done.append(_SHARE.sub(block, whole))
             continue
         members = [member for text in match[1].split(",") for member in _members(text.strip())]
         if len(todo) + len(done) + len(members) > _MAX_EXPANSIONS:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jobs.codebook import Codebook
+from jobs.codebook import Codebook, positions
 from jobs.dictionaries.contract import Feed, TrainConfig
 
 MEDIAN_ITERATIONS = 100
@@ -91,26 +91,35 @@ def geometric_median(x_RD: Tensor) -> Tensor:
     return median_D
 
 
-def calibrate_threshold(codebook: Codebook, blocks: Iterator[Tensor], k: int) -> float:
-    """Return θ so that rows have k active latents on average; 0 where positives are fewer.
+def calibrate_threshold(codebook: Codebook, feed: Feed, cfg: TrainConfig, *, guess: float) -> float:
+    """Return θ in raw units so that the feed's first rows have k active latents on average.
 
-    One pass over raw rows [R, D]. Pre-activations are counted by the upper half of their bit patterns
-    and the cut is interpolated within its bin, which is 1/128 of θ wide.
+    Pre-activations are counted by the upper half of their bit patterns and the cut is interpolated
+    within its bin, which is 1/128 of θ wide. Only those above ``guess``/2 are counted, unless they are
+    too few. Where even the positive ones are fewer than k a row, θ is 0.
     """
+    k = cfg.build_variant().k
+    for floor in (guess / 2, 0.0):
+        counts, rows = _histogram(codebook, floor, first_rows(feed, cfg.threshold_rows))
+        at_least = counts.flip(0).cumsum(0).flip(0)
+        edge = int((at_least >= rows * k).sum()) - 1
+        if edge >= 0:
+            low, high = max(floor, _bin_edge(edge)), _bin_edge(edge + 1)
+            return low + (high - low) * (int(at_least[edge]) - rows * k) / int(counts[edge])
+    return 0.0
+
+
+def _histogram(codebook: Codebook, floor: float, blocks: Iterator[Tensor]) -> tuple[Tensor, int]:
+    """Return how many pre-activations above ``floor`` fall into each bin, and the rows seen."""
     counts = torch.zeros(1 << FINE_BITS, dtype=torch.int64)
     rows = 0
     for x_RD in blocks:
         rows += len(x_RD)
-        for _, pre_RL, active_RL in codebook.blocks(x_RD):
-            bits = pre_RL[active_RL].view(torch.int32) >> FINE_BITS
-            counts += torch.bincount(bits, minlength=len(counts)).cpu()
-    at_least = counts.flip(0).cumsum(0).flip(0)
-    edge = int((at_least >= rows * k).sum()) - 1
-    if edge < 0:
-        return 0.0
-    low, high = _bin_edge(edge), _bin_edge(edge + 1)
-    spare = int(at_least[edge]) - rows * k
-    return low + (high - low) * spare / int(counts[edge])
+        for _, pre_RL, _ in codebook.blocks(x_RD):
+            above = pre_RL.flatten()[positions(pre_RL > floor)]
+            bins = above.view(torch.int32) >> FINE_BITS
+            counts += torch.bincount(bins, minlength=len(counts)).cpu()
+    return counts, rows
 
 
 def _bin_edge(index: int) -> float:

@@ -68,12 +68,12 @@ class Learner:
         forward = self.dictionary(x_RD, variance=self.calibration.variance, dead=dead)
         loss = self.dictionary.loss(forward)
         lr = schedule.learning_rate(self.cfg, self.step)
-        norm = math.nan
-        if math.isfinite(float(loss)):
+        value, norm = float(loss.detach()), math.nan
+        if math.isfinite(value):
             loss.backward()  # type: ignore[no-untyped-call]
             norm = self.optimizer.step(lr)
             self._note(forward)
-        return self._report(forward, float(loss), lr, norm)
+        return self._report(forward, value, lr, norm)
 
     @torch.no_grad()
     def _note(self, forward: Forward) -> None:

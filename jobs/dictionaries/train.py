@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jobs.codebook import Codebook, CodeOps
-from jobs.dictionaries.calibration import calibrate, calibrate_threshold, first_rows
+from jobs.dictionaries.calibration import calibrate, calibrate_threshold
 from jobs.dictionaries.checkpoint import Checkpoints
 from jobs.dictionaries.contract import Feed, TrainConfig
 from jobs.dictionaries.learner import Learner, StepReport, resolve_precision
@@ -134,9 +134,7 @@ def _freeze(
     ema = learner.threshold / scale
     threshold = ema
     if finished:
-        open_book = learner.codebook(0.0)
-        rows = first_rows(feed, cfg.threshold_rows)
-        threshold = calibrate_threshold(open_book, rows, k)
+        threshold = calibrate_threshold(learner.codebook(0.0), feed, cfg, guess=ema)
     state = {**learner.scalars(), "finished": finished, "threshold_ema": ema}
     state["threshold"] = threshold
     codebook = learner.codebook(

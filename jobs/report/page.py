@@ -6,6 +6,7 @@ policy forbids the rest, so text of a corpus can do nothing even if it slipped t
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,8 @@ def render(results: Sequence[Result], store_summary: Mapping[str, Any], out: Pat
         temporary.write_text(page, encoding="utf-8")
         temporary.replace(out)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise JobError(
             f"the report cannot be written to {out}: {error.strerror or error}. The results stand. "
             "Choose another file.",
@@ -82,7 +84,7 @@ def compose(results: Sequence[Result], store_summary: Mapping[str, Any]) -> str:
     )
     foot = element(
         "footer",
-        element("p", "Drawn by actlake from result tables; nothing was recomputed for this page."),
+        element("p", "Drawn by actlake from result tables; nothing was recomputed."),
     )
     return _document(
         heading, join([head, element("main", *(part for _, part in sections.values())), foot])

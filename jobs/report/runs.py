@@ -42,15 +42,15 @@ def site(results: Sequence[Result]) -> str | None:
 def runs(key: str, results: Sequence[Result]) -> Html:
     """Return the run-card section: one line per run, then code and machine, then every config."""
     cards = [result.card for result in results]
-    head = ("run", "outcome", "started (UTC)", "seed", "time", "peak memory")
+    head = ("run", "outcome", "time", "peak memory", "seed", "started (UTC)")
     lines = [
         (
             code(result.path.name),
             card.outcome,
-            card.started.replace("T", " ").removesuffix("+00:00"),
-            "–" if card.seed is None else str(card.seed),
             numbers.duration(card.wall_seconds),
             numbers.size(card.peak_bytes),
+            "–" if card.seed is None else str(card.seed),
+            card.started.replace("T", " ").removesuffix("+00:00"),
         )
         for result, card in zip(results, cards, strict=True)
     ]
@@ -59,7 +59,7 @@ def runs(key: str, results: Sequence[Result]) -> Html:
         for result in results
     ]
     return section(
-        key, "Run card", table("Runs", head, lines, text_columns=3), *_where(cards), *configs
+        key, "Run card", table("Runs", head, lines, text_columns=2), *_where(cards), *configs
     )
 
 

@@ -67,7 +67,8 @@ def _verified(outcome: Mapping[str, Any] | None) -> Html | None:
     problems = list(outcome.get("problems", []))
     if outcome.get("ok") and not problems:
         return element("span", f"✓ {read} read back, no problem found", class_="good")
-    said = f"✗ {len(problems)} problems in {read} read back"
+    noun = "problem" if len(problems) == 1 else "problems"
+    said = f"✗ {len(problems)} {noun} in {read} read back"
     listed = element("ul", *(element("li", problem) for problem in problems))
     return join([element("span", said, class_="bad"), listed])
 

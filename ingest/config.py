@@ -1,0 +1,61 @@
+"""What an ingest is told: science that is hashed into recipes, and placement that is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ingest.errors import IngestError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokensConfig:
+    """How documents become rows."""
+
+    source: Any
+    """A registered source."""
+    rows: int | None = None
+    """Rows to take at most; None takes the whole source."""
+    context: int | None = None
+    """Tokens of a sequence, special tokens included; None is min(256, the model's positions)."""
+    special_tokens: bool = True
+    """Whether sequences get the tokenizer's own special tokens (rows flagged as such)."""
+    split_seed: int = 0
+    text: bool = True
+    """Whether documents keep their text in the store."""
+    part_rows: int = 16_384
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "context", "part_rows"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise IngestError(
+                    f"--{name.replace('_', '-')} is {value}; it must be positive. Nothing was written.",
+                    kind="bad-number",
+                )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HarvestConfig:
+    """What a model writes beside the tokens."""
+
+    model: str
+    sites: tuple[str, ...] = ("@50%",)
+    batch: int = 32
+    """Sequences of a batch."""
+    dtype: str = "auto"
+    store_dtype: str | None = None
+    codec: str = "raw"
+    attn_implementation: str = "sdpa"
+    device: str = "cpu"
+    revision: str | None = None
+    allow_nonfinite: bool = False
+    group: str = "acts"
+
+    def __post_init__(self) -> None:
+        if self.batch <= 0 or not self.sites:
+            raise IngestError(
+                f"--batch is {self.batch} and --sites {list(self.sites)}; a harvest needs at least one "
+                "sequence a batch and one site. Nothing was written.",
+                kind="bad-number",
+            )

@@ -1,0 +1,228 @@
+"""Wires plan, worker, store and the runtime and observers it is given; returns a summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ingest.config import HarvestConfig, TokensConfig
+from ingest.contract import Observer, Runtime
+from ingest.errors import IngestError
+from ingest.harvest import Harvester, HarvestJob, VectorWorker, harvest_recipe
+from ingest.models import LoadedModel, load, resolve_dtype, resolve_sites
+from ingest.tokens import (
+    Progress,
+    Tokenizing,
+    check_same_tokenizer,
+    resolve_context,
+    tokenizer_files,
+    tokens_recipe,
+    vector_recipe,
+    write_tokens,
+    write_vector_tokens,
+)
+from store import Store, create
+from store import open as open_store
+from store.layout import CHUNK_ROWS
+
+
+def silent(phase: str, done: int, total: int | None) -> None:
+    """Report progress to nobody."""
+    del phase, done, total
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What an ingest did."""
+
+    url: str
+    group: str
+    sites: tuple[str, ...]
+    rows: int
+    parts: int
+    new_rows: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary for programs."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def ingest(
+    url: str | Path,
+    tokens: TokensConfig,
+    harvest: HarvestConfig,
+    *,
+    runtime: Runtime,
+    observers: Sequence[Observer] = (),
+    progress: Progress = silent,
+) -> Summary:
+    """Make (or complete) a store: tokens from a text source, columns from a model.
+
+    Raises
+    ------
+    ModelError, SiteError, SourceError, IngestError
+        Before anything is written.
+    ConflictError
+        A store of another recipe is there.
+    """
+    loaded = _load(harvest)
+    sites = resolve_sites(harvest.sites, loaded.adapter)
+    context = resolve_context(tokens, loaded)
+    tokenizing = Tokenizing(
+        config=tokens, source=tokens.source, tokenizer=loaded.tokenizer, context=context
+    )
+    next(
+        tokens.source.documents(), None
+    )  # an empty or unreadable corpus is refused before a store exists
+    part_rows = max(tokens.part_rows, -(-context // CHUNK_ROWS) * CHUNK_ROWS)
+    store = create(url, part_rows=part_rows, part_stride=max(65_536, part_rows))
+    asset = store.put_asset(tokenizer_files(loaded.folder))
+    recipe = tokens_recipe(tokens, tokens.source, context, asset)
+    writer = store.writer("tokens", recipe=recipe)
+    job = _job(store.refresh(), harvest, loaded, sites)
+    write_tokens(writer, tokenizing, progress)
+    return _harvest(job, loaded, runtime, observers, progress)
+
+
+def ingest_into(
+    url: str | Path,
+    harvest: HarvestConfig,
+    *,
+    runtime: Runtime,
+    observers: Sequence[Observer] = (),
+    progress: Progress = silent,
+) -> Summary:
+    """Add a group of columns to the rows of a store; the model must use the same tokenizer."""
+    store = open_store(url)
+    store.view.group("tokens")
+    loaded = _load(harvest)
+    check_same_tokenizer(store, loaded)
+    sites = resolve_sites(harvest.sites, loaded.adapter)
+    context = int(store.groups["tokens"].recipe.get("context", 0))
+    limit = loaded.adapter.max_positions
+    if limit is not None and context > limit:
+        raise IngestError(
+            f"the sequences of {store.url} have up to {context} tokens; {loaded.name} has {limit} "
+            "positions. Nothing was written. Use a model with more positions.",
+            kind="context-too-long",
+        )
+    return _harvest(_job(store, harvest, loaded, sites), loaded, runtime, observers, progress)
+
+
+def ingest_vectors(
+    url: str | Path,
+    tokens: TokensConfig,
+    group: str,
+    *,
+    runtime: Runtime,
+    progress: Progress = silent,
+) -> Summary:
+    """Make (or complete) a store from a source that makes vectors, its truth beside them."""
+    began = time.monotonic()
+    rows = tokens.rows
+    if rows is None:
+        raise IngestError(
+            f"source {tokens.source.kind!r} has no end of its own. Nothing was written. Say --rows N.",
+            kind="rows-missing",
+        )
+    store = create(url, part_rows=tokens.part_rows, part_stride=max(65_536, tokens.part_rows))
+    writer = store.writer("tokens", recipe=vector_recipe(tokens, tokens.source))
+    write_vector_tokens(writer, tokens, rows, progress)
+    recipe = {
+        "schema": 1,
+        "tokens": store.refresh().groups["tokens"].recipe_hash,
+        "truth": store.put_asset(tokens.source.truth()),
+        "mask": None,
+    }
+    make = partial(VectorWorker, str(url), group, tokens.source, recipe)
+    return _run(str(url), group, tuple(tokens.source.columns), make, runtime, progress, began)
+
+
+def _load(config: HarvestConfig) -> LoadedModel:
+    compute, _ = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
+    return load(
+        config.model,
+        dtype=compute,
+        device=config.device,
+        attn_implementation=config.attn_implementation,
+        revision=config.revision,
+    )
+
+
+def _job(
+    store: Store, config: HarvestConfig, loaded: LoadedModel, sites: Sequence[str]
+) -> HarvestJob:
+    _, stored = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
+    known = loaded.adapter.sites()
+    columns = {site: f"{stored}[{','.join(map(str, known[site].shape))}]" for site in sites}
+    recipe = harvest_recipe(
+        loaded,
+        store.groups["tokens"].recipe_hash,
+        sites,
+        dict.fromkeys(sites, stored),
+        config.batch,
+    )
+    job = HarvestJob(
+        url=store.url,
+        group=config.group,
+        model=config.model,
+        revision=config.revision,
+        sites=tuple(sites),
+        columns=columns,
+        recipe={**recipe, "codec": config.codec},
+        codec=config.codec,
+        attn_implementation=config.attn_implementation,
+        device=config.device,
+        allow_nonfinite=config.allow_nonfinite,
+    )
+    store.writer(
+        job.group, columns=job.columns, recipe=job.recipe, codec=job.codec
+    )  # refuses a taken name
+    return job
+
+
+def _harvest(
+    job: HarvestJob,
+    loaded: LoadedModel,
+    runtime: Runtime,
+    observers: Sequence[Observer],
+    progress: Progress,
+) -> Summary:
+    make = partial(Harvester, job, loaded, observers)
+    return _run(job.url, job.group, job.sites, make, runtime, progress, time.monotonic())
+
+
+def _run(
+    url: str,
+    group: str,
+    sites: tuple[str, ...],
+    make: Any,
+    runtime: Runtime,
+    progress: Progress,
+    began: float,
+) -> Summary:
+    store = open_store(url)
+    parts = list(store.view.parts("tokens"))
+    held = set(store.view.parts(group)) if group in store.groups else set()
+    rows = {part: store.view.commit("tokens", part).rows for part in parts}
+    total = sum(rows.values())
+    done = sum(rows[part] for part in held)
+    new = 0
+    for record in runtime.map(make, [part for part in parts if part not in held]):
+        new += int(record["rows"])
+        progress("harvest", done + new, total)
+    store.seal(group)
+    return Summary(
+        url=store.url,
+        group=group,
+        sites=sites,
+        rows=total,
+        parts=len(parts),
+        new_rows=new,
+        seconds=time.monotonic() - began,
+    )

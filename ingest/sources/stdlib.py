@@ -1,0 +1,56 @@
+"""``stdlib``: the text every CPython carries: ``pydoc_data.topics`` and the standard library's own sources."""
+
+from __future__ import annotations
+
+import io
+import sysconfig
+import tokenize
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingest.contract import SourceDocument
+from ingest.sources.registry import SOURCES, file_hash, seeded_order
+
+_LEFT_OUT = frozenset({"test", "tests", "site-packages", "dist-packages", "__pycache__"})
+
+
+def _files() -> list[tuple[str, Path]]:
+    root = Path(sysconfig.get_path("stdlib"))
+    below = (p for p in root.rglob("*.py") if not _LEFT_OUT & set(p.relative_to(root).parts))
+    return sorted((str(p.relative_to(root)), p) for p in below)
+
+
+@SOURCES.register("stdlib")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StandardLibrary:
+    """Python's documentation topics and its library's sources without tests, in seeded order.
+
+    Files are decoded as Python itself decodes them (PEP 263).
+    """
+
+    order_seed: int = 0
+    """Documents come in the order of sha256("seed/name")."""
+
+    def inputs(self) -> Mapping[str, str]:
+        """Return the sha256 of every file."""
+        return {name: file_hash(path) for name, path in _files()}
+
+    def documents(self) -> Iterator[SourceDocument]:
+        """Yield ``topics/<name>`` texts and source files."""
+        from pydoc_data.topics import topics
+
+        texts: dict[str, str | Path] = {f"topics/{name}": text for name, text in topics.items()}
+        texts.update(_files())
+        names = list(texts)
+        for index in seeded_order(names, self.order_seed):
+            held = texts[names[index]]
+            text = held if isinstance(held, str) else _source(held)
+            if text:
+                yield SourceDocument(name=names[index], text=text)
+
+
+def _source(path: Path) -> str:
+    data = path.read_bytes()
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+    return data.decode(encoding).replace("\r\n", "\n")

@@ -1,0 +1,44 @@
+"""``text``: plain UTF-8 files, one document each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ingest.contract import SourceDocument
+from ingest.sources.registry import (
+    SOURCES,
+    decoded,
+    file_hash,
+    find_files,
+    nonempty,
+    seeded_order,
+)
+
+ENDINGS = (".txt", ".md", ".rst", ".py", ".html", ".tex", ".csv", ".json", ".xml")
+
+
+@SOURCES.register("text")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Text:
+    """Files as they are, or all text files below folders; names are paths below the folder."""
+
+    paths: tuple[str, ...]
+    order_seed: int | None = None
+    """Where set, documents come in the order of sha256("seed/name"), else sorted by name."""
+
+    def inputs(self) -> Mapping[str, str]:
+        """Return the sha256 of every file."""
+        return {name: file_hash(path) for name, path in find_files(self.paths, ENDINGS)}
+
+    def documents(self) -> Iterator[SourceDocument]:
+        """Yield one document a file."""
+        files = find_files(self.paths, ENDINGS)
+        order = range(len(files))
+        if self.order_seed is not None:
+            order = seeded_order([name for name, _ in files], self.order_seed)  # type: ignore[assignment]
+        read = (
+            SourceDocument(name=files[i][0], text=decoded(files[i][0], files[i][1].read_bytes()))
+            for i in order
+        )
+        return nonempty(read, f"the corpus {', '.join(self.paths)}")

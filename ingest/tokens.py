@@ -1,0 +1,264 @@
+"""Writes the tokens group: documents → token sequences → rows, resumable after any whole part."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ingest.config import TokensConfig
+from ingest.contract import SourceDocument, TextSource, VectorSource
+from ingest.errors import IngestError, ModelError
+from ingest.models import LoadedModel
+from ingest.plan import SHARES, slices, split_of
+from store import Document, Store, TokenSequence, TokensWriter
+from store.registry import to_json
+from store.schema import canonical, sha256
+from store.tokens import FLAG_FIRST_OF_DOCUMENT, FLAG_SPECIAL
+
+Progress = Callable[[str, int, int | None], None]
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
+)
+_LISTED_INPUTS = 16
+
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """Return the files that make a tokenizer, as they lie with the model."""
+    return {
+        name: (folder / name).read_bytes() for name in _TOKENIZER_FILES if (folder / name).is_file()
+    }
+
+
+def check_same_tokenizer(store: Store, loaded: LoadedModel) -> None:
+    """Raise ``tokenizer-mismatch`` unless the store's rows were cut by this model's tokenizer."""
+    asset = store.groups["tokens"].recipe.get("tokenizer")
+    held = store.asset(asset) if asset else {}
+    mine = tokenizer_files(loaded.folder)
+    key = "tokenizer.json" if "tokenizer.json" in held else None
+    same = held.get(key) == mine.get(key) if key else held == mine
+    if not same:
+        raise ModelError(
+            f"the rows of {store.url} were cut by another tokenizer than that of {loaded.name}, so its "
+            "columns could not be aligned to them. Nothing was written. Use a model with the same "
+            "tokenizer, or make a store of its own (--out).",
+            kind="tokenizer-mismatch",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Specials:
+    """Tokens a tokenizer puts before and behind every sequence."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Specials:
+        """Find them by encoding a word with and without."""
+        plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+        framed = tokenizer("a")["input_ids"]
+        for at in range(len(framed) - len(plain) + 1):
+            if framed[at : at + len(plain)] == plain:
+                return cls(prefix=tuple(framed[:at]), suffix=tuple(framed[at + len(plain) :]))
+        raise ModelError(
+            "the tokenizer changes a text's own tokens when it adds special ones; its rows could not be "
+            "aligned. Nothing was written. Try --no-special-tokens.",
+            kind="tokenizer-unusual",
+        )
+
+    def __len__(self) -> int:
+        return len(self.prefix) + len(self.suffix)
+
+
+def resolve_context(config: TokensConfig, loaded: LoadedModel) -> int:
+    """Return the tokens of a sequence, checked against the model's positions."""
+    limit = loaded.adapter.max_positions
+    context = config.context if config.context is not None else min(256, limit or 256)
+    if limit is not None and context > limit:
+        raise IngestError(
+            f"a context of {context} tokens was asked for; {loaded.name} has {limit} positions. Nothing "
+            f"was written. Use --context {limit} or less.",
+            kind="context-too-long",
+        )
+    return context
+
+
+def inputs_identity(inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Return input hashes for a recipe: each file's where they are few, else one over the sorted list."""
+    if len(inputs) <= _LISTED_INPUTS:
+        return dict(inputs)
+    lines = "".join(f"{inputs[name]} {name}\n" for name in sorted(inputs))
+    return {"files": len(inputs), "sha256": sha256(lines.encode())}
+
+
+def tokens_recipe(
+    config: TokensConfig, source: TextSource, context: int, asset: str
+) -> dict[str, Any]:
+    """Return everything the tokens group is a function of; paths are not."""
+    described = {name: value for name, value in to_json(source).items() if name != "paths"}
+    return {
+        "schema": 1,
+        "source": described,
+        "inputs": inputs_identity(source.inputs()),
+        "tokenizer": asset,
+        "context": context,
+        "special_tokens": config.special_tokens,
+        "packing": None,
+        "split": {"seed": config.split_seed, "shares": list(SHARES)},
+        "rows": config.rows,
+        "text": config.text,
+    }
+
+
+@dataclass(kw_only=True)
+class Tokenizing:
+    """Turns documents into sequences, from any position on."""
+
+    config: TokensConfig
+    source: TextSource
+    tokenizer: Any
+    context: int
+
+    def __post_init__(self) -> None:
+        none = Specials(prefix=(), suffix=())
+        self._special = Specials.of(self.tokenizer) if self.config.special_tokens else none
+        self._content = self.context - len(self._special)
+        if self._content <= 0:
+            raise IngestError(
+                f"a context of {self.context} tokens leaves no room beside {len(self._special)} special "
+                "tokens. Nothing was written. Use a longer --context.",
+                kind="context-too-short",
+            )
+
+    def sequences(self, position: Any) -> Iterator[tuple[TokenSequence, list[int]]]:
+        """Yield (sequence, position behind it) from ``position`` on; None is the start.
+
+        A position is [document, sequence in it, rows so far].
+        """
+        first_document, first_sequence, rows = position or (0, 0, 0)
+        for doc_id, document in enumerate(self.source.documents()):
+            if doc_id < first_document:
+                continue
+            skip = first_sequence if doc_id == first_document else 0
+            for number, (held, encoded, piece) in enumerate(self._pieces(doc_id, document)):
+                if number < skip:
+                    continue
+                room = None if self.config.rows is None else self.config.rows - rows
+                if room is not None and room <= len(self._special):
+                    return
+                sequence = self._sequence(held, encoded, piece, room)
+                rows += len(sequence)
+                yield sequence, [doc_id, number + 1, rows]
+
+    def _pieces(self, doc_id: int, document: SourceDocument) -> Iterator[tuple[Document, Any, Any]]:
+        digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()
+        held = Document(
+            doc_id=doc_id,
+            name=document.name,
+            sha256=digest,
+            split=split_of(digest, self.config.split_seed),
+            text=document.text if self.config.text else None,
+        )
+        encoded = self.tokenizer(
+            document.text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        for piece in slices(len(encoded["input_ids"]), self._content):
+            yield held, encoded, piece
+
+    def _sequence(
+        self, held: Document, encoded: Any, piece: Any, room: int | None
+    ) -> TokenSequence:
+        count = piece.stop - piece.start
+        if room is not None:
+            count = min(count, room - len(self._special))
+        stop = piece.start + count
+        before, after = len(self._special.prefix), len(self._special.suffix)
+        total = before + count + after
+        ids = [
+            *self._special.prefix,
+            *encoded["input_ids"][piece.start : stop],
+            *self._special.suffix,
+        ]
+        spans = np.full((total, 2), -1, np.int32)
+        spans[before : before + count] = encoded["offset_mapping"][piece.start : stop]
+        flags = np.zeros(total, np.uint16)
+        flags[:before] = FLAG_SPECIAL
+        flags[before + count :] = FLAG_SPECIAL
+        if piece.start == 0:
+            flags[before] |= FLAG_FIRST_OF_DOCUMENT
+        return TokenSequence(
+            token_ids=np.array(ids, np.int32),
+            spans=[(held, 0, total)],
+            char_start=spans[:, 0],
+            char_end=spans[:, 1],
+            flags=flags,
+            split=held.split,
+        )
+
+
+def write_tokens(writer: TokensWriter, tokenizing: Tokenizing, progress: Progress) -> None:
+    """Write what is missing of the tokens group and seal it where the source ends."""
+    if writer.sealed:
+        return
+    with writer:
+        for sequence, position in tokenizing.sequences(writer.position):
+            writer.put([sequence], position=position)
+            progress("tokens", writer.rows, tokenizing.config.rows)
+        writer.seal()
+
+
+def vector_recipe(config: TokensConfig, source: VectorSource) -> dict[str, Any]:
+    """Return the tokens recipe of a source that makes vectors instead of text."""
+    return {
+        "schema": 1,
+        "source": to_json(source),
+        "context": config.context or 256,
+        "split": {"seed": config.split_seed, "shares": list(SHARES)},
+        "rows": config.rows,
+    }
+
+
+def write_vector_tokens(
+    writer: TokensWriter, config: TokensConfig, rows: int, progress: Progress
+) -> None:
+    """Write the rows of a vector source: sequences of ``context`` rows, each a document of its own."""
+    if writer.sealed:
+        return
+    context = config.context or 256
+    with writer:
+        for number in range(writer.position or 0, -(-rows // context)):
+            count = min(context, rows - number * context)
+            name = f"{config.source.kind}-{number}"
+            digest = sha256(canonical([config.source.kind, config.source.seed, number]))
+            document = Document(
+                doc_id=number,
+                name=name,
+                sha256=digest,
+                split=split_of(digest, config.split_seed),
+            )
+            sequence = TokenSequence(
+                token_ids=np.zeros(count, np.int32),
+                spans=[(document, 0, count)],
+                split=document.split,
+            )
+            writer.put([sequence], position=number + 1)
+            progress("tokens", writer.rows, rows)
+        writer.seal()

@@ -1,0 +1,305 @@
+"""The machine behind every family: laws over the registry, the stop, the clean-up, edits."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from ingest.errors import ModelError, SiteError
+from ingest.models import ADAPTERS, Anatomy, HookedModel, Tap, adapt, toy
+
+FAMILIES = ADAPTERS.names()
+
+
+def batch(size=2, length=9, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 200, (size, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[-1, length // 2 :] = 0
+    return ids, mask
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    return toy.build(request.param, layers=2)
+
+
+def hooks_on(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def running(model):
+    """Return a list that grows by the path of every module that finishes its forward."""
+    ran = []
+    for path, module in model.base_model.named_modules():
+        module.register_forward_hook(lambda *_, path=path: ran.append(path))
+    return ran
+
+
+def test_values_have_the_declared_shape_and_the_dtype_of_compute(model):
+    adapter = adapt(model.to(torch.bfloat16))
+    ids, mask = batch()
+    for site, value in adapter.capture(ids, mask, list(adapter.sites())).items():
+        assert value.shape == (*ids.shape, *adapter.sites()[site].shape)
+        assert value.dtype == torch.bfloat16
+        assert not value.requires_grad
+
+
+def test_equal_batches_give_equal_bits(model):
+    adapter = adapt(model)
+    sites = list(adapter.sites())
+    one, two = (adapter.capture(*batch(), sites) for _ in range(2))
+    alone = {site: adapter.capture(*batch(), [site])[site] for site in sites}
+    for site in sites:
+        assert torch.equal(one[site], two[site])
+        assert torch.equal(one[site], alone[site])
+
+
+def test_depth_orders_sites_as_the_forward_reaches_them(model):
+    adapter = adapt(model)
+    infos = adapter.sites()
+    reached = []
+    handles = [adapter.listen(site, lambda _, site=site: reached.append(site)) for site in infos]
+    ids, mask = batch()
+    model(input_ids=ids, attention_mask=mask)
+    for handle in handles:
+        handle.remove()
+    assert sorted(reached, key=lambda site: infos[site].depth) == reached
+    assert [info.depth for info in infos.values()] == list(range(len(infos)))
+    assert set(reached) == set(infos)
+
+
+def test_the_forward_stops_at_the_deepest_site(model):
+    adapter, ran = adapt(model), running(model)
+    ids, mask = batch()
+    model(input_ids=ids, attention_mask=mask)
+    whole = list(ran)
+    for site in adapter.sites():
+        ran.clear()
+        adapter.capture(ids, mask, [site, "embed"])
+        tap = adapter._taps[site]
+        inside = [n for n, path in enumerate(whole) if f"{path}.".startswith(f"{tap.module}.")]
+        # An output ends the forward when its module has finished, an input before it begins.
+        assert ran == whole[: inside[-1] + 1 if tap.end == "out" else inside[0]], site
+
+
+def test_the_last_block_does_not_run_for_a_site_of_the_first(model):
+    adapter, ran = adapt(model), running(model)
+    adapter.capture(*batch(), ["blocks.0.attn.k"])
+    last = adapter._taps["blocks.1.resid_post"].module
+    assert not [path for path in ran if path.startswith(last)]
+    adapter.capture(*batch(), ["blocks.1.attn.k"])
+    assert [path for path in ran if path.startswith(last)]
+
+
+def test_hooks_are_gone_after_a_capture_and_after_every_error(model):
+    adapter, before = adapt(model), hooks_on(model)
+    ids, mask = batch()
+    adapter.capture(ids, mask, ["blocks.0.attn.q", "blocks.1.resid_post"])
+    assert hooks_on(model) == before
+    with pytest.raises(SiteError):
+        adapter.capture(ids, mask, ["embed", "blocks.7.attn.q"])
+    assert hooks_on(model) == before
+
+    def explode(*_):
+        raise RuntimeError("inside the model")
+
+    bomb = adapter._base.get_submodule(adapter._taps["blocks.1.mlp.pre"].module)
+    handle = bomb.register_forward_hook(explode)
+    with pytest.raises(RuntimeError, match="inside the model"):
+        adapter.capture(ids, mask, ["embed", "blocks.1.resid_post"])
+    handle.remove()
+    assert hooks_on(model) == before
+    assert adapter.capture(ids, mask, ["blocks.1.resid_post"])
+
+
+def test_nothing_is_copied_and_nothing_is_kept(model):
+    adapter = adapt(model)
+    ids, mask = batch()
+    got = adapter.capture(ids, mask, ["blocks.0.resid_post", "blocks.1.resid_pre"])
+    one, two = got.values()
+    assert one.data_ptr() == two.data_ptr()
+    ref = weakref.ref(one)
+    del got, one, two
+    gc.collect()
+    assert ref() is None
+
+
+def test_every_view_is_a_view(model):
+    adapter = adapt(model)
+    for site, tap in adapter._taps.items():
+        seen = []
+        module = adapter._base.get_submodule(tap.module)
+        hook = (
+            module.register_forward_hook(lambda _, __, out, seen=seen: seen.append(out))
+            if tap.end == "out"
+            else module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        )
+        value = adapter.capture(*batch(), [site])[site]
+        hook.remove()
+        if seen:
+            own = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+            assert value.untyped_storage().data_ptr() == own.untyped_storage().data_ptr(), site
+
+
+def test_a_listener_may_replace_a_value_and_gradients_flow_through(model):
+    adapter = adapt(model)
+    ids, mask = batch()
+    for site in adapter.sites():
+        scale = torch.ones((), requires_grad=True)
+        after = []
+        with (
+            adapter.listen(site, lambda value, scale=scale: value * scale),
+            adapter.listen(site, lambda value, after=after: after.append(value)),
+        ):
+            edited = adapter._base(input_ids=ids, attention_mask=mask).last_hidden_state
+        plain = adapter._base(input_ids=ids, attention_mask=mask).last_hidden_state
+        assert torch.equal(edited, plain), site
+        (gradient,) = torch.autograd.grad(edited[0].square().sum() + after[0].sum(), scale)
+        assert gradient != 0, site
+        with adapter.listen(site, torch.zeros_like):
+            zeroed = adapter._base(input_ids=ids, attention_mask=mask).last_hidden_state
+        assert not torch.equal(zeroed, plain), site
+
+
+def test_an_edit_of_one_head_site_leaves_its_neighbours_alone(model):
+    adapter = adapt(model)
+    names = [f"blocks.0.attn.{part}" for part in "qkv"]
+    plain = adapter.capture(*batch(), names)
+    with adapter.listen(names[1], lambda k: k + 1):
+        edited = adapter.capture(*batch(), names)
+    assert torch.equal(edited[names[0]], plain[names[0]])
+    assert torch.equal(edited[names[1]], plain[names[1]] + 1)
+    assert torch.equal(edited[names[2]], plain[names[2]])
+
+
+def test_no_sites_no_forward(model):
+    ran = running(model)
+    assert adapt(model).capture(*batch(), []) == {}
+    assert ran == []
+
+
+def test_sites_come_back_once_and_in_the_order_asked(model):
+    asked = ["blocks.1.attn.z", "embed", "blocks.1.attn.z"]
+    assert list(adapt(model).capture(*batch(), asked)) == ["blocks.1.attn.z", "embed"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "kind"),
+    [
+        (torch.ones(3, dtype=torch.long), torch.ones(3, dtype=torch.long), "bad-input"),
+        (torch.ones(2, 3), torch.ones(2, 3), "bad-input"),
+        (torch.ones(2, 3, dtype=torch.long), torch.ones(2, 4), "bad-input"),
+        (torch.ones(2, 0, dtype=torch.long), torch.ones(2, 0), "bad-input"),
+        (torch.full((1, 3), 9999), torch.ones(1, 3), "bad-input"),
+        (torch.full((1, 3), -1), torch.ones(1, 3), "bad-input"),
+        (torch.ones(1, 65, dtype=torch.long), torch.ones(1, 65), "too-long"),
+    ],
+    ids=["one axis", "floats", "mask shape", "empty", "id too large", "negative", "too long"],
+)
+def test_bad_batches_are_refused_before_anything_runs(model, ids, mask, kind):
+    ran = running(model)
+    with pytest.raises(ModelError) as caught:
+        adapt(model).capture(ids, mask, ["embed"])
+    assert caught.value.kind == kind
+    assert "Nothing was run" in str(caught.value)
+    assert ran == []
+
+
+def test_a_model_in_training_mode_is_refused(model):
+    with pytest.raises(ModelError, match="training-mode"):
+        adapt(model.train()).capture(*batch(), ["embed"])
+
+
+def test_a_block_that_is_not_there_is_refused(model):
+    with pytest.raises(SiteError, match="blocks 0 to 1"):
+        adapt(model).attention(2)
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones():
+    with pytest.raises(ModelError, match=f"Linear.*{', '.join(FAMILIES)}") as caught:
+        adapt(nn.Linear(2, 2))
+    assert caught.value.kind == "unsupported-family"
+
+
+class Loop(nn.Module):
+    """A model that passes its one site as often as it is told, and takes no positional input."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.inner = nn.Embedding(8, 4)
+        self.norm = Named()
+        self.last = nn.Identity()
+        self.times = times
+
+    def forward(self, input_ids, attention_mask, use_cache):
+        out = torch.zeros(1, 2, 4)
+        for _ in range(self.times):
+            out = self.norm(hidden_states=self.inner(input_ids))[0]
+        return self.last(out)
+
+
+class Named(nn.Module):
+    def forward(self, hidden_states):
+        return hidden_states * 2, "weights"
+
+
+def looped(times, shape=(4,)):
+    return HookedModel(
+        Loop(times).eval(),
+        "loop",
+        Anatomy(
+            layers=0,
+            width=4,
+            causal=False,
+            max_positions=None,
+            attention=lambda _: pytest.fail("has none"),
+            block={},
+            before={
+                "embed": Tap("inner", "out", shape),
+                "in": Tap("norm", "in", (4,)),
+                "out": Tap("norm", "out", (4,)),
+                "end": Tap("last", "out", (4,)),
+            },
+        ),
+    )
+
+
+def test_inputs_by_keyword_and_outputs_in_tuples_are_sites_too():
+    adapter = looped(1)
+    ids = torch.tensor([[1, 2]])
+    got = adapter.capture(ids, torch.ones_like(ids), ["in", "out"])
+    assert torch.equal(got["out"], got["in"] * 2)
+    with adapter.listen("in", lambda x: x + 1), adapter.listen("out", lambda x: x - 1):
+        edited = adapter.model(ids, None, use_cache=False)
+    assert torch.equal(edited, (got["in"] + 1) * 2 - 1)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "found"),
+    [
+        (looped(2), "passed it twice"),
+        (looped(0), "never reached it"),
+        (looped(1, shape=(5,)), "shape"),
+    ],
+    ids=["twice", "never", "shape"],
+)
+def test_a_model_laid_out_otherwise_is_an_error_not_a_wrong_value(adapter, found):
+    ids = torch.tensor([[1, 2]])
+    with pytest.raises(ModelError, match=f"site-broken.*{found}"):
+        adapter.capture(ids, torch.ones_like(ids), ["embed", "end"])
+    assert hooks_on(adapter.model) == 0
+
+
+def test_a_site_that_comes_in_pieces_is_refused():
+    model = toy.build("bert")
+    adapter = adapt(model)
+    for layer in model.encoder.layer:
+        layer.chunk_size_feed_forward = 3
+    ids, mask = batch(length=9)
+    with pytest.raises(ModelError, match="site-broken"):
+        adapter.capture(ids, mask, ["blocks.0.mlp.pre"])
