@@ -4,21 +4,38 @@ The only commit point is one create-only record per (group, part, n). An attempt
 durable before the record exists, under a random id that nobody else uses; then it creates the record. A crash
 before that leaves an attempt no record names, which no reader ever looks at. Of racing attempts the first
 record wins; the others read it back, see another attempt's id and delete their own files. Where the answer to
-the create was lost, reading back shows one's own id, which is success. Two writers of one recipe may therefore
-work on the same part without a lock, and a writer whose driver died may go on without harm.
+the create was lost, reading back shows one's own id, which is success; and once a record was offered, no error
+or interrupt deletes the attempt's files unless the record is known not to name them. Two writers of one recipe
+may therefore work on the same part without a lock, and a writer whose driver died may go on without harm.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from store import layout
-from store.errors import ConflictError, CorruptError, NotFoundError, StoreError
-from store.schema import Column, Group, canonical, make_record, read_record
+from store.codecs import CODECS
+from store.errors import (
+    ConflictError,
+    CorruptError,
+    InvalidInputError,
+    NotFoundError,
+    StoreError,
+    UnavailableError,
+    UnsupportedVersionError,
+)
+from store.schema import (
+    Column,
+    Group,
+    canonical,
+    make_record,
+    read_record,
+)
 from store.shards import ShardWriter, identity, zarr_json
 from store.storage import Storage, Written
 
@@ -31,6 +48,31 @@ class Item:
     size: int
     crc32c: str
     rows: int
+
+
+_ATTEMPT = re.compile(r"[0-9a-f]{16}")
+_CRC = re.compile(r"[0-9a-f]{8}")
+
+
+def _item(entry: Any, where: str) -> Item:
+    """Read one entry of ``objects``; its path may not leave the attempt."""
+    types = {"path": str, "size": int, "crc32c": str, "rows": int}
+    if not isinstance(entry, dict) or set(entry) != set(types):
+        raise _invalid(where, f"an object entry {str(entry)[:60]}")
+    good = all(isinstance(entry[name], kind) for name, kind in types.items())
+    if not good or min(entry["size"], entry["rows"]) < 0 or _CRC.fullmatch(entry["crc32c"]) is None:
+        raise _invalid(where, f"an object entry {str(entry)[:60]}")
+    layout.check_object_path(entry["path"])
+    return Item(**entry)
+
+
+def _invalid(where: str, what: str) -> CorruptError:
+    return CorruptError(
+        f"{where} has {what}, which no commit may say. It was not used. Restore the record that belongs "
+        "there; `actlake verify` lists all damage.",
+        kind="record-invalid",
+        path=where,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,9 +100,9 @@ class Commit:
     @classmethod
     def from_record(cls, record: Mapping[str, Any], where: str) -> Commit:
         """Read a checked record; its objects' paths may not leave the attempt."""
-        items = [Item(**item) for item in record["objects"]]
-        for item in items:
-            layout.check_object_path(item.path)
+        items = [_item(entry, where) for entry in record["objects"]]
+        if _ATTEMPT.fullmatch(record["attempt"]) is None or record["rows"] <= 0:
+            raise _invalid(where, f"attempt {record['attempt'][:40]!r}, rows {record['rows']}")
         names = (
             "group",
             "part",
@@ -79,11 +121,8 @@ class Commit:
             hash=record["self"],
         )
         if layout.commit_key(commit.group, commit.part, commit.n) != where:
-            raise CorruptError(
-                f"{where} says it is commit {commit.n} of part {commit.part} of {commit.group!r}. It was "
-                "not used. Restore the record that belongs there.",
-                kind="foreign-record",
-                path=where,
+            raise foreign_record(
+                where, f"says it is commit {commit.n} of part {commit.part} of {commit.group!r}"
             )
         return commit
 
@@ -170,7 +209,40 @@ def _brief(value: Any) -> str:
 def load_group(storage: Storage, store_id: str, name: str) -> Group:
     """Read a group's declaration."""
     key = layout.group_key(name)
-    return Group.from_json(read_record(storage.get(key), "group", store_id, key))
+    record = read_record(storage.get(key), "group", store_id, key)
+    try:
+        group = Group.from_json(record)
+        for column in group.columns.values():
+            CODECS.get(column.codec)
+    except (InvalidInputError, KeyError, TypeError) as error:
+        raise UnsupportedVersionError(
+            f"group {name!r} of {storage.url} has columns this version does not know ({error}). Nothing "
+            "was read or changed. Upgrade actlake.",
+            path=key,
+        ) from error
+    if group.name != name:
+        raise foreign_record(key, f"is the declaration of group {group.name!r}")
+    return group
+
+
+def foreign_record(where: str, what: str) -> CorruptError:
+    """Return the error for a sound record in a place it does not belong to."""
+    return CorruptError(
+        f"{where} {what}. It was not used. Restore the record that belongs there.",
+        kind="foreign-record",
+        path=where,
+    )
+
+
+def load_sealed(storage: Storage, store_id: str, group: str) -> dict[str, Any] | None:
+    """Return ``{parts, rows}`` where a group is sealed."""
+    key = layout.sealed_key(group)
+    if not exists(storage, key):
+        return None
+    record = read_record(storage.get(key), "sealed", store_id, key)
+    if record["group"] != group:
+        raise foreign_record(key, f"seals group {record['group']!r}")
+    return record
 
 
 def seal(storage: Storage, store_id: str, group: str, parts: int, rows: int) -> None:
@@ -179,7 +251,8 @@ def seal(storage: Storage, store_id: str, group: str, parts: int, rows: int) -> 
     key = layout.sealed_key(group)
     data, _ = make_record("sealed", store_id, body)
     if not storage.create(key, data):
-        held = read_record(storage.get(key), "sealed", store_id, key)
+        held = load_sealed(storage, store_id, group)
+        assert held is not None
         if (held["parts"], held["rows"]) != (parts, rows):
             raise ConflictError(
                 f"group {group!r} is sealed with {held['parts']} parts and {held['rows']} rows; found "
@@ -200,6 +273,8 @@ class Attempt:
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     _items: list[Item] = field(default_factory=list)
     _shards: dict[str, ShardWriter] = field(default_factory=dict)
+    _offered: bool = False
+    _unsure: bool = False
 
     @property
     def prefix(self) -> str:
@@ -261,54 +336,33 @@ class Attempt:
             **({} if position is None else {"position": position}),
         }
         data, _ = make_record("commit", self.store_id, body)
-        self.storage.create(layout.commit_key(self.group.name, self.part), data)
+        self._offered = True
+        try:
+            self.storage.create(layout.commit_key(self.group.name, self.part), data)
+        except UnavailableError:
+            if not self._named():
+                self._unsure = True  # the record may land yet
+                raise
         winner = load_commit(self.storage, self.store_id, self.group.name, self.part, 0)
         if winner.attempt != self.id:
             self.drop()
         return winner
 
+    def _named(self) -> bool:
+        """Return whether the part's record, as far as can be seen, names this attempt."""
+        try:
+            held = load_commit(self.storage, self.store_id, self.group.name, self.part, 0)
+        except NotFoundError:
+            return False
+        return held.attempt == self.id
+
     def drop(self) -> None:
-        """Delete what the attempt wrote; what cannot be deleted now is an orphan that gc finds."""
+        """Delete what the attempt wrote, unless its record is there, may land yet or cannot be read.
+
+        What cannot be deleted now is an orphan that gc finds.
+        """
         for shard in self._shards.values():
             shard.abandon()
         with contextlib.suppress(StoreError):
-            self.storage.delete(list(self.storage.keys(self.prefix)))
-
-
-def put_asset(storage: Storage, store_id: str, files: Mapping[str, bytes]) -> str:
-    """Write content-addressed files; the manifest is written last, so an asset is whole or absent.
-
-    Returns
-    -------
-    The asset's id: the hash (``self``) of its manifest ``{name: [size, sha256]}``.
-    """
-    from store.schema import check_name, sha256
-
-    body = {"files": {check_name(n, "asset file"): [len(d), sha256(d)] for n, d in files.items()}}
-    data, asset = make_record("asset", store_id, body)
-    if not exists(storage, f"assets/{asset}/manifest.json"):
-        for name, content in files.items():
-            storage.create(f"assets/{asset}/{name}", content)
-        storage.create(f"assets/{asset}/manifest.json", data)
-    return asset
-
-
-def get_asset(storage: Storage, store_id: str, asset: str) -> dict[str, bytes]:
-    """Return an asset's files, each checked against the manifest."""
-    from store.schema import check_name, sha256
-
-    key = f"assets/{check_name(asset, 'asset')}/manifest.json"
-    record = read_record(storage.get(key), "asset", store_id, key)
-    files = {}
-    for name, (size, digest) in record["files"].items():
-        path = f"assets/{asset}/{check_name(name, 'asset file')}"
-        content = storage.get(path)
-        if record["self"] != asset or len(content) != size or sha256(content) != digest:
-            raise CorruptError(
-                f"asset file {path} has {len(content)} bytes that do not fit its manifest. It was not "
-                "used. Restore it from a copy.",
-                kind="asset-damaged",
-                path=path,
-            )
-        files[name] = content
-    return files
+            if not (self._unsure or (self._offered and self._named())):
+                self.storage.delete(list(self.storage.keys(self.prefix)))

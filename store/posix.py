@@ -1,8 +1,9 @@
 """Storage on POSIX file systems: files below one folder, durable and atomic.
 
-An object is written as a temporary file in the same folder, fdatasync, a hard link to
-the final name (which fails if the name is taken), fsync of the folder and of every folder made on the way.
-When the link lands but its answer is lost (NFS), the temporary file's link count of two says so.
+An object is written as a temporary file in the same folder, fdatasync, a hard link to the final name (which
+fails if the name is taken), fsync of the folder. The folders above are fsynced once per process even where
+somebody else made them: their maker may have died before its own fsync. When the link lands but its answer is
+lost (NFS), the temporary file's link count of two says so.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from store.errors import (
 from store.storage import Written, check_key, missing, short
 
 _TEMPORARY = ".tmp-"
+_FOLDER_TRIES = 16  # a racing writer's clean-up may take an empty folder away between two calls
+# macOS has no fdatasync; fsync does the same and more.
+_sync_file = getattr(os, "fdatasync", os.fsync)
 
 
 @contextlib.contextmanager
@@ -65,6 +69,7 @@ class PosixStorage:
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root.expanduser()))  # noqa: PTH100 - resolve() follows links
         self.url = str(self.root)
+        self._durable: set[Path] = set()
 
     def local_path(self, key: str) -> Path:
         return self.root / check_key(key)
@@ -91,17 +96,25 @@ class PosixStorage:
     def stream(self, key: str) -> PosixStream:
         path = self.local_path(key)
         with _translated(key, self.url):
+            for _ in range(_FOLDER_TRIES - 1):
+                with contextlib.suppress(FileNotFoundError):
+                    self._make_folder(path.parent)
+                    return PosixStream(path, key, self.url)
             self._make_folder(path.parent)
             return PosixStream(path, key, self.url)
 
     def _make_folder(self, folder: Path) -> None:
-        made = []
-        while not folder.is_dir():
-            made.append(folder)
+        """Make a folder whose name, and whose ancestors' names below the root, are durable."""
+        wanted = []
+        while folder != self.root and not (folder in self._durable and folder.is_dir()):
+            wanted.append(folder)
             folder = folder.parent
-        for path in reversed(made):
+        if folder == self.root:
+            wanted += [path for path in (self.root, *self.root.parents) if not path.is_dir()]
+        for path in reversed(wanted):
             path.mkdir(exist_ok=True)
             _sync_folder(path.parent)
+            self._durable.add(path)
 
     def get(self, key: str) -> bytes:
         with _translated(key, self.url):
@@ -112,19 +125,16 @@ class PosixStorage:
             return self.local_path(key).stat().st_size
 
     def read_into(self, key: str, ranges: Sequence[tuple[int, Any]]) -> None:
-        with _translated(key, self.url):
-            fd = os.open(self.local_path(key), os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                for offset, buffer in ranges:
-                    view = memoryview(buffer).cast("B")
-                    done = 0
-                    while done < len(view):
-                        got = os.preadv(fd, [view[done:]], offset + done)
-                        if got == 0:
-                            raise short(key, self.url, offset, len(view))
-                        done += got
-            finally:
-                os.close(fd)
+        with _translated(key, self.url), self.local_path(key).open("rb", buffering=0) as file:
+            for offset, buffer in ranges:
+                view = memoryview(buffer).cast("B")
+                file.seek(offset)
+                done = 0
+                while done < len(view):
+                    got = file.readinto(view[done:])
+                    if not got:
+                        raise short(key, self.url, offset, len(view))
+                    done += got
 
     def keys(self, prefix: str) -> Iterator[str]:
         folder = self.root / prefix
@@ -134,7 +144,8 @@ class PosixStorage:
             pending = [(folder, prefix if not prefix or prefix.endswith("/") else prefix + "/")]
             while pending:
                 path, base = pending.pop()
-                with os.scandir(path) as entries:
+                # A folder that a racing writer's clean-up took away meanwhile held nothing.
+                with contextlib.suppress(FileNotFoundError), os.scandir(path) as entries:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
                             pending.append((path / entry.name, f"{base}{entry.name}/"))
@@ -183,15 +194,17 @@ class PosixStream:
 
     def finish(self) -> Written:
         with _translated(self._key, self._url):
-            os.fdatasync(self._fd)
+            _sync_file(self._fd)
             try:
                 os.link(self._temporary, self._path)
-            except FileExistsError as error:
-                raise ConflictError(
-                    f"{self._key!r} is taken in {self._url}", kind="taken"
-                ) from error
-            except OSError:
-                if os.fstat(self._fd).st_nlink != 2:
+            except OSError as error:
+                landed = os.fstat(self._fd).st_nlink == 2  # the link was made, its answer lost
+                if not landed and isinstance(error, FileExistsError):
+                    raise ConflictError(
+                        f"{self._key!r} is taken in {self._url}. It was left as it is.",
+                        kind="taken",
+                    ) from error
+                if not landed:
                     raise
             self.abandon()
             _sync_folder(self._path.parent)
@@ -199,9 +212,10 @@ class PosixStream:
 
     def abandon(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            with contextlib.suppress(OSError):  # its bytes are durable or unwanted by now
+                os.close(self._fd)
             self._fd = -1
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # gc finds it
                 self._temporary.unlink()
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from store import layout, tables
-from store.commits import get_asset, put_asset, seal
+from store.assets import get_asset, put_asset
+from store.commits import seal
 from store.digest import digest
 from store.errors import ConflictError, NotFoundError
 from store.rows import Rows

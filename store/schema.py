@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@=-]{0,127}")
 _COLUMN = re.compile(r"(?P<dtype>[a-z]+[0-9]*)(\[(?P<shape>[0-9]+(,[0-9]+)*)\])?")
 _FILE_ENDINGS = (".parquet", ".json", ".safetensors")
 SCALAR_ELEMENTS = 16  # columns of fewer elements a row live in scalars.parquet (format 1, §3)
+MAX_ROW_BYTES = 8 << 20  # a chunk of 256 rows stays below 2 GiB, what one read call may return
+MAX_DIMENSIONS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,9 +101,15 @@ class Column:
         shape = tuple(int(n) for n in match["shape"].split(",")) if match["shape"] else ()
         if kind == "ragged":
             return cls(name=name, kind=kind, dtype=match["dtype"], shape=shape)
-        if 0 in shape:
-            raise InvalidInputError(f"column {name!r} has an empty shape {spec}", kind="bad-column")
-        dense = int(np.prod(shape, dtype=np.int64)) >= SCALAR_ELEMENTS
+        row_bytes = math.prod(shape) * DTYPES[match["dtype"]].stored.itemsize
+        if not 0 < row_bytes <= MAX_ROW_BYTES or len(shape) > MAX_DIMENSIONS:
+            raise InvalidInputError(
+                f"column {name!r} is declared {spec!r}, {row_bytes} bytes a row in {len(shape)} dimensions; "
+                f"a row takes 1 to {MAX_ROW_BYTES} bytes in at most {MAX_DIMENSIONS}. Nothing was written. "
+                "Split the column.",
+                kind="bad-column",
+            )
+        dense = math.prod(shape) >= SCALAR_ELEMENTS
         return cls(
             name=name,
             kind="dense" if dense else "scalar",
@@ -134,7 +143,7 @@ class Column:
     @property
     def row_bytes(self) -> int:
         """Decoded bytes of one row."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.stored.itemsize
+        return math.prod(self.shape) * self.stored.itemsize
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that stands in ``group.json``."""
@@ -198,16 +207,28 @@ def _plain(value: Any) -> Any:
         return repr(float(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Iterable):
+    if isinstance(value, set | frozenset):
+        return sorted((_plain(item) for item in value), key=canonical)
+    if isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | memoryview):
         return [_plain(item) for item in value]
-    msg = f"{type(value).__name__} has no canonical JSON form"
-    raise TypeError(msg)
+    raise InvalidInputError(
+        f"a {type(value).__name__} stands in a recipe or record; JSON takes numbers, strings, lists and "
+        "objects. Nothing was written. Convert it first.",
+        kind="not-json",
+    )
 
 
 def canonical(value: Any) -> bytes:
     """Return the one UTF-8 JSON text of a value: sorted keys, no spaces, no floats."""
     text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode()
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"a string of a recipe or record holds half a surrogate pair ({error.reason}), which UTF-8 "
+            "cannot say. Nothing was written. Mend the string.",
+            kind="not-json",
+        ) from error
 
 
 def sha256(data: bytes) -> str:
@@ -221,32 +242,38 @@ def subseed(root: int, purpose: str, index: int = 0) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-_KEYS: dict[str, frozenset[str]] = {
-    kind: frozenset({"v", "kind", "store", "self"} | keys)
-    for kind, keys in {
-        "store": {"part_stride", "part_rows", "probe"},
-        "group": {"group", "columns", "recipe", "aligned_to"},
-        "commit": {
-            *("group", "part", "n", "attempt", "rows", "recipe", "tokens"),
-            *("objects", "summary", "provenance", "position", "replaces", "reason"),
-        },
-        "sealed": {"group", "parts", "rows"},
-        "dropped": {"group", "reason"},
-        "retired": {"group", "part", "reason"},
-        "failed": {"group", "part", "attempt", "error"},
-        "pin": {"pin", "entries", "segments"},
-        "asset": {"files"},
-    }.items()
+_TEXT_OR_NONE = (str, type(None))
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "store": {"part_stride": int, "part_rows": int, "probe": str},
+    "group": {"group": str, "columns": dict, "recipe": dict, "aligned_to": _TEXT_OR_NONE},
+    "commit": dict(group=str, part=int, n=int, attempt=str, rows=int, recipe=str)
+    | dict(tokens=_TEXT_OR_NONE, objects=list, summary=dict, provenance=dict)
+    | dict(position=object, replaces=str, reason=str),
+    "sealed": {"group": str, "parts": int, "rows": int},
+    "dropped": {"group": str, "reason": str},
+    "retired": {"group": str, "part": int, "reason": str},
+    "failed": {"group": str, "part": int, "attempt": str, "error": str},
+    "pin": {"pin": str, "entries": list, "segments": list},
+    "asset": {"files": dict},
 }
+_OPTIONAL = {"position", "replaces", "reason"}  # of commits; every other key is always there
+_HEAD = {"v", "kind", "store", "self"}
 
 
 def make_record(kind: str, store_id: str, body: Mapping[str, Any]) -> tuple[bytes, str]:
     """Return a record's bytes and its hash (``self``)."""
     record = _plain({**body, "v": FORMAT_VERSION, "kind": kind, "store": store_id})
-    unknown = set(record) - _KEYS[kind]
+    unknown = set(record) - set(_FIELDS[kind]) - _HEAD
     assert not unknown, f"record kind {kind} has no key {unknown}"
     digest = sha256(canonical(record))
-    return canonical({**record, "self": digest}), digest
+    data = canonical({**record, "self": digest})
+    if len(data) > MAX_RECORD_BYTES:
+        raise InvalidInputError(
+            f"a {kind} record would take {len(data)} bytes; readers refuse more than {MAX_RECORD_BYTES}. "
+            "Nothing was written. Shorten its recipe or provenance (long lists belong into an asset).",
+            kind="record-too-large",
+        )
+    return data, digest
 
 
 def read_record(data: bytes, kind: str, store_id: str | None, where: str) -> dict[str, Any]:
@@ -255,19 +282,19 @@ def read_record(data: bytes, kind: str, store_id: str | None, where: str) -> dic
     Raises
     ------
     CorruptError
-        Not canonical JSON, or its hash does not fit (``record-damaged``), or it belongs to another store
-        (``foreign-record``).
+        Not canonical JSON, or its hash does not fit (``record-damaged``), it belongs to another store or
+        place (``foreign-record``), or a value is of the wrong type (``record-invalid``).
     UnsupportedVersionError
-        A newer version, an unknown key or another kind of record.
+        A newer version, an unknown key or an unknown kind of record.
     """
     record = _parse_hashed(data, where)
-    if record.get("v") != FORMAT_VERSION or record.get("kind") not in _KEYS:
+    if record.get("v") != FORMAT_VERSION or record.get("kind") not in _FIELDS:
         raise UnsupportedVersionError(
             f"{where} is version {record.get('v')!r} kind {record.get('kind')!r}; this actlake reads "
             f"version {FORMAT_VERSION}. Nothing was read or changed. Upgrade actlake.",
             path=where,
         )
-    if unknown := sorted(set(record) - _KEYS[record["kind"]]):
+    if unknown := sorted(set(record) - set(_FIELDS[record["kind"]]) - _HEAD):
         raise UnsupportedVersionError(
             f"{where} has keys this version does not know: {', '.join(unknown)}. Nothing was read or "
             "changed. Upgrade actlake.",
@@ -280,7 +307,21 @@ def read_record(data: bytes, kind: str, store_id: str | None, where: str) -> dic
             kind="foreign-record",
             path=where,
         )
+    _check_fields(record, where)
     return record
+
+
+def _check_fields(record: Mapping[str, Any], where: str) -> None:
+    for name, types in _FIELDS[record["kind"]].items():
+        if name not in record and name in _OPTIONAL:
+            continue
+        if not isinstance(record.get(name), types):
+            raise CorruptError(
+                f"{where} has {name} = {str(record.get(name))[:60]!r}, which is not of the right type. It "
+                "was not used. Restore the record that belongs there.",
+                kind="record-invalid",
+                path=where,
+            )
 
 
 def _parse_hashed(data: bytes, where: str) -> dict[str, Any]:
@@ -292,7 +333,7 @@ def _parse_hashed(data: bytes, where: str) -> dict[str, Any]:
         good = False
     if not good:
         raise CorruptError(
-            f"record {where} ({len(data)} bytes) is damaged: it is not the canonical JSON its own sha256 "
+            f"record {where} ({len(data)} bytes; at most {MAX_RECORD_BYTES} are parsed) is damaged: it is not the canonical JSON its own sha256 "
             "names. It was not used and nothing was changed. Restore it from a copy; `actlake verify` "
             "lists all damage.",
             kind="record-damaged",

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from store import layout, tables
+from store.assets import get_asset
 from store.checksum import crc32c
-from store.commits import Commit, get_asset, list_commits
+from store.commits import Commit, list_commits
 from store.digest import digest
 from store.errors import CorruptError, StoreError
 from store.layout import CHUNK_ROWS

@@ -1,0 +1,170 @@
+"""From a store to a trained or evaluated dictionary: opens rows, runs, and leaves results with run cards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.codebook import Codebook
+from jobs.dictionaries.contract import TrainConfig
+from jobs.dictionaries.evaluate import EvalResult, evaluate
+from jobs.dictionaries.train import train
+from jobs.feed import StoreFeed, blocks, usual_rows
+from jobs.results import Result
+from store import Store
+
+Log = Callable[[dict[str, Any]], None]
+CURVE = ("step", "rows", "fvu", "l0", "dead", "threshold", "rows_per_second", "seconds")
+
+
+def train_on(
+    store: Store,
+    site: str,
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    split: str | None = "train",
+    window_rows: int | None = None,
+    log: Log | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> tuple[Codebook, Result]:
+    """Train a dictionary on a site's ordinary rows, or take up the run that is there.
+
+    Returns
+    -------
+    The frozen dictionary and the result: files ``dictionary.safetensors`` and ``dictionary.json``, table
+    ``curve``, checkpoints.
+
+    Raises
+    ------
+    JobError, StoreError
+        Before anything is written; see ``StoreFeed`` and ``train``.
+    """
+    feed = StoreFeed(
+        store, site, config.batch_rows, config.seed, usual_rows(split), window_rows
+    )
+    group = store.view.resolve(site)[0].name
+    described = {"site": site, "split": split, "feed": feed.state(), "train": config.to_json()}
+    result = Result.create(
+        out,
+        "train",
+        described,
+        store=store.id,
+        pin=store.pin(["tokens", group]),
+        seed=config.seed,
+    )
+    if result.done:
+        return load(result.path), result
+    with result:
+        def note(entry: dict[str, Any]) -> None:
+            result.log(entry)
+            if log is not None:
+                log(entry)
+
+        trained = train(
+            feed,
+            config,
+            out=result.path / "checkpoints",
+            log=note,
+            should_stop=should_stop,
+        )
+        book = Codebook(
+            trained.codebook.W_enc_DL,
+            trained.codebook.b_enc_L,
+            trained.codebook.W_dec_LD,
+            trained.codebook.b_dec_D,
+            trained.codebook.threshold,
+            {**trained.codebook.meta, "site": site},
+        )
+        result.write_table("curve", curve(trained.history))
+        for name, data in book.to_bytes().items():
+            result.write_file(name, data)
+    return book, result
+
+
+def curve(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the training curve as columns; what a step did not report is NaN or 0."""
+    seconds = np.cumsum([0.0, *np.diff([entry["rows"] for entry in history])])
+    rates = np.array([entry["rows_per_second"] for entry in history])
+    first = history[0]["rows"] if history else 0
+    columns: dict[str, Any] = {
+        name: [entry.get(name, np.nan) for entry in history] for name in CURVE if name != "seconds"
+    }
+    columns["seconds"] = (seconds + first) / np.maximum(rates, 1e-9)
+    return {
+        name: np.array(columns[name], np.int64 if name in {"step", "rows", "dead"} else np.float64)
+        for name in CURVE
+    }
+
+
+def load(path: str | Path) -> Codebook:
+    """Return the dictionary in a result folder (or any folder that holds its two files)."""
+    return Codebook.load(Path(path))
+
+
+def evaluate_on(
+    store: Store,
+    site: str,
+    book: Codebook,
+    out: str | Path,
+    *,
+    split: str | None = "test",
+    progress: Callable[[int], None] | None = None,
+) -> tuple[EvalResult, Result]:
+    """Evaluate a dictionary on a site's ordinary rows of one split.
+
+    Returns
+    -------
+    The figures and the result: tables ``summary``, ``latents`` (density) and ``positions``.
+    """
+    where = usual_rows(split)
+    group = store.view.resolve(site)[0].name
+    described = {"site": site, "split": split, "dictionary": book.sha}
+    result = Result.create(
+        out, "eval", described, store=store.id, pin=store.pin(["tokens", group])
+    )
+    rows = ((b.x, b.tokens["pos"]) for b in blocks(store, site, where=where, extra=["pos"]))
+    if result.done:
+        return evaluate(book, rows), result
+    with result:
+        found = evaluate(book, rows, progress=progress)
+        for name, columns in evaluation_tables(found).items():
+            result.write_table(name, columns)
+    return found, result
+
+
+def evaluation_tables(found: EvalResult) -> Mapping[str, dict[str, Any]]:
+    """Return an evaluation as tables: ``summary``, ``latents``, ``positions``."""
+    figures = {
+        "fvu": found.fvu,
+        "fvu_all_rows": found.fvu_all_rows,
+        "l0_mean": found.l0,
+        **{f"l0_{name}": value for name, value in found.l0_percentiles.items()},
+        "dead": found.dead,
+        "dense": found.dense,
+        "cosine": found.cosine,
+        "shrinkage": found.shrinkage,
+        "relative_bias": found.relative_bias,
+        "rows": found.rows,
+        "excluded_share": found.special_share + found.massive_share,
+        "latents": len(found.fired),
+    }
+    there = np.flatnonzero(found.position_rows)
+    return {
+        "summary": {
+            "metric": list(figures),
+            "value": np.array(list(figures.values()), np.float64),
+        },
+        "latents": {
+            "latent": np.arange(len(found.fired)),
+            "density": found.fired / max(found.rows, 1),
+        },
+        "positions": {
+            "position": there,
+            "relative_error": found.position_error[there],
+            "rows": found.position_rows[there],
+        },
+    }

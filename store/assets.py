@@ -1,0 +1,79 @@
+"""Assets: small content-addressed files beside the rows (tokenizers, dictionaries, a synthetic source's truth)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from store.commits import exists, foreign_record
+from store.errors import CorruptError, InvalidInputError, NotFoundError
+from store.schema import check_name, make_record, read_record, sha256
+from store.storage import Storage
+
+_MANIFEST = "manifest.json"
+
+
+def put_asset(storage: Storage, store_id: str, files: Mapping[str, bytes]) -> str:
+    """Write content-addressed files; the manifest is written last, so an asset is whole or absent.
+
+    Returns
+    -------
+    The asset's id: the hash (``self``) of its manifest ``{name: [size, sha256]}``.
+    """
+    if _MANIFEST in files:
+        raise InvalidInputError(
+            f"an asset file may not be called {_MANIFEST}: that is the asset's own list. Nothing was "
+            "written. Choose another name.",
+            kind="bad-name",
+        )
+    body = {"files": {check_name(n, "asset file"): [len(d), sha256(d)] for n, d in files.items()}}
+    data, asset = make_record("asset", store_id, body)
+    if not exists(storage, f"assets/{asset}/{_MANIFEST}"):
+        for name, content in files.items():
+            storage.create(f"assets/{asset}/{name}", content)
+        storage.create(f"assets/{asset}/{_MANIFEST}", data)
+    return asset
+
+
+def get_asset(storage: Storage, store_id: str, asset: str) -> dict[str, bytes]:
+    """Return an asset's files, each checked against the manifest.
+
+    Raises
+    ------
+    NotFoundError
+        ``asset-missing``: there is no such asset (its manifest, written last, is not there).
+    CorruptError
+        ``asset-damaged``: a file is gone or does not fit the manifest.
+    """
+    key = f"assets/{check_name(asset, 'asset')}/{_MANIFEST}"
+    try:
+        data = storage.get(key)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"there is no asset {asset} in {storage.url}. Nothing was changed. Check the id.",
+            kind="asset-missing",
+            path=key,
+        ) from error
+    record = read_record(data, "asset", store_id, key)
+    if record["self"] != asset:
+        raise foreign_record(key, f"is the manifest of asset {record['self']}")
+    return {
+        check_name(name, "asset file"): _asset_file(storage, f"assets/{asset}/{name}", list(entry))
+        for name, entry in record["files"].items()
+    }
+
+
+def _asset_file(storage: Storage, path: str, entry: list[Any]) -> bytes:
+    try:
+        content = storage.get(path)
+        fits = [len(content), sha256(content)] == entry
+    except NotFoundError:
+        fits = False
+    if not fits:
+        raise CorruptError(
+            f"asset file {path} is gone or does not fit its manifest. It was not used. Restore it from a "
+            "copy.",
+            kind="asset-damaged",
+            path=path,
+        )
+    return content

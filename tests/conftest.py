@@ -1,0 +1,86 @@
+"""What every test gets: fixed seeds, hypothesis profiles, and no sleeping and no cluster unless marked.
+
+Profiles: ``dev`` (few examples, new ones each time), ``ci`` (derandomised; taken where the variable CI is
+set, as .ci/run does), ``nightly`` (many; ``pytest --hypothesis-profile nightly``).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+TESTS = Path(__file__).parent
+OURS = ("store", "ingest", "jobs")
+
+# Deadlines measure the machine, not the code; two cores shared with other work break any of them.
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("dev", max_examples=25, **_COMMON)
+settings.register_profile("ci", max_examples=50, derandomize=True, database=None, **_COMMON)
+settings.register_profile("nightly", max_examples=2000, **_COMMON)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+MAY_SLEEP = ("slow", "cluster", "peers")
+MAY_START_RAY = ("cluster",)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Fix the global generators: ours use none, libraries under test may."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def rng():
+    """A generator of its own for each test, the same on every run."""
+    return np.random.default_rng(0)
+
+
+def _marked(request, names):
+    return any(request.node.get_closest_marker(name) for name in names)
+
+
+@pytest.fixture(autouse=True)
+def _no_sleep(request, monkeypatch):
+    """Refuse ``time.sleep`` to our code and tests; a library's own waiting is its own affair."""
+    if _marked(request, MAY_SLEEP):
+        return
+    sleep = time.sleep
+
+    def refuse(seconds):
+        caller = sys._getframe(1)
+        name = str(caller.f_globals.get("__name__", ""))
+        if name.split(".")[0] in OURS or TESTS in Path(caller.f_code.co_filename).parents:
+            msg = f"{name}:{caller.f_lineno} sleeps {seconds} s in a test without marker 'slow'"
+            raise AssertionError(msg)
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(request, monkeypatch):
+    """Refuse Ray's start to tests without marker ``cluster``, and notice it where it came about."""
+    if _marked(request, MAY_START_RAY):
+        yield
+        return
+
+    def refuse(*_arguments, **_options):
+        msg = f"{request.node.nodeid} starts Ray without marker 'cluster'"
+        raise AssertionError(msg)
+
+    if "ray" in sys.modules:
+        monkeypatch.setattr(sys.modules["ray"], "init", refuse)
+    yield
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        sys.modules["ray"].shutdown()
+        refuse()
