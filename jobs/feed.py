@@ -47,7 +47,11 @@ def usual_rows(split: str | None) -> tuple[Condition, ...]:
 
 def tensor_of(values: np.ndarray[Any, np.dtype[Any]], dtype: str) -> Tensor:
     """Return raw rows ``[R, *shape]`` as a float32 tensor ``[R, D]``, shapes flattened."""
-    flat = torch.from_numpy(values.reshape(len(values), -1).view(np.int16)) if dtype == "bfloat16" else None
+    flat = (
+        torch.from_numpy(values.reshape(len(values), -1).view(np.int16))
+        if dtype == "bfloat16"
+        else None
+    )
     if flat is not None:
         return flat.view(torch.bfloat16).float()
     return torch.from_numpy(np.ascontiguousarray(values.reshape(len(values), -1), np.float32))
@@ -91,7 +95,7 @@ class StoreFeed:
         self._dtype = spec.dtype
         self.width = int(np.prod(spec.shape))
         if self.window_rows is None:
-            held = sum(c.rows for c in self.store.coverage.values() if c)
+            held = self.store.view.coverage("tokens").rows
             self.window_rows = default_window_rows(held, spec.row_bytes)
         self.rows = self._windows(0).rows
         if self.rows < self.batch_rows:

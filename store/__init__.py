@@ -1,5 +1,6 @@
 """Activation stores: one wide table of rows whose bytes outlive the process that wrote them."""
 
+from store.coverage import Coverage
 from store.errors import (
     ActlakeError,
     ConflictError,
@@ -13,10 +14,10 @@ from store.errors import (
 from store.reader import Store, create
 from store.reader import open_store as open  # noqa: A004 - store.open is the field's word
 from store.tokens import Document, TokenSequence, TokensWriter
+from store.values import Codes
 from store.verify import Report, verify
-from store.view import Coverage
 from store.windows import Window, Windows
-from store.writer import Codes, Writer
+from store.writer import Writer
 
 __all__ = [
     "ActlakeError",

@@ -134,17 +134,22 @@ def load_commit(storage: Storage, store_id: str, group: str, part: int, n: int) 
 
 
 def list_commits(storage: Storage, group: str) -> dict[int, int]:
-    """Return part → highest committed n, from names alone; retired parts are left out."""
+    """Return part → highest committed n, from names alone."""
     parts: dict[int, int] = {}
     for key in storage.keys(layout.commits_prefix(group)):
         found = layout.parse_commit_key(key)
         if found is not None and key == layout.commit_key(group, *found):
             parts[found[0]] = max(found[1], parts.get(found[0], 0))
-    for key in storage.keys(layout.retired_prefix(group)):
-        name = key.rpartition("/")[2].removesuffix(".json")
-        if name.isdigit():
-            parts.pop(int(name), None)
     return dict(sorted(parts.items()))
+
+
+def list_retired(storage: Storage, group: str) -> set[int]:
+    """Return the parts of a group that are marked as retired; readers leave them out."""
+    names = (
+        key.rpartition("/")[2].removesuffix(".json")
+        for key in storage.keys(layout.retired_prefix(group))
+    )
+    return {int(name) for name in names if re.fullmatch(r"\d{8}", name)}
 
 
 def exists(storage: Storage, key: str) -> bool:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from store import tables
 from store.commits import Commit
 from store.schema import Group, canonical
 from store.view import View
@@ -45,11 +44,11 @@ def _columns(view: View, group: Group, commit: Commit) -> list[tuple[str, str]]:
     for path in sorted(set(commit.objects) & _TABLES):
         data = view.table(commit, path)
         found += [
-            (f"{path}:{name}", table_column_hash(data.column(name))) for name in data.column_names
+            (f"{path}:{name}", tables.column_hash(data.column(name))) for name in data.column_names
         ]
     for column in group.columns.values():
         if column.kind == "dense":
-            hasher = hashlib.sha256()
+            hasher = hashlib.sha256(f"{column.spec} {commit.rows}\n".encode())
             shard = view.shard(commit, column)
             step = max(256, (16 << 20) // column.row_bytes // 256 * 256)
             buffer = np.empty((min(step, commit.rows), *column.shape), column.stored)
@@ -59,27 +58,3 @@ def _columns(view: View, group: Group, commit: Commit) -> list[tuple[str, str]]:
                 hasher.update(rows.data)
             found.append((column.name, hasher.hexdigest()))
     return sorted(found)
-
-
-def table_column_hash(values: Any) -> str:
-    """Return the hash of a table column: its type, which values are null, and the values.
-
-    Strings and lists are hashed as lengths and contents, numbers as little-endian arrays (nulls as zeros).
-    """
-    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    hasher = hashlib.sha256(f"{array.type} {len(array)}\n".encode())
-    hasher.update(np.packbits(np.asarray(array.is_null())).tobytes())
-    _hash_values(hasher, array)
-    return hasher.hexdigest()
-
-
-def _hash_values(hasher: Any, array: Any) -> None:
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        texts = [b"" if text is None else text.encode() for text in array.to_pylist()]
-        hasher.update(np.array([len(text) for text in texts], "<i8").tobytes())
-        hasher.update(b"".join(texts))
-    elif pa.types.is_fixed_size_list(array.type) or pa.types.is_list(array.type):
-        hasher.update(np.asarray(pa.compute.list_value_length(array).fill_null(0)).astype("<i8"))
-        _hash_values(hasher, array.flatten())
-    else:
-        hasher.update(np.ascontiguousarray(array.fill_null(0).to_numpy(zero_copy_only=False)))

@@ -1,8 +1,9 @@
 """The global order of rows: a pure function of (seed, epoch, window_rows, where) and the pin's (part, rows).
 
 Chunks of 256 rows are permuted by a 64-bit Feistel network with cycle walking (O(1) memory, any number of
-chunks); consecutive permuted chunks form a window; the rows of a window are permuted by Philox. One window over
-everything is a full shuffle. Hashes and attempts play no part: a store that was killed and completed gives the
+chunks); consecutive permuted chunks form a window; the rows of a window are sorted by words of Philox (NumPy
+guarantees a bit generator's words for ever, what ``Generator.permutation`` makes of them it does not). One
+window over everything is a full shuffle. Hashes and attempts play no part: a store that was killed and completed gives the
 same order as one that was not.
 
 Source: Black and Rogaway, "Ciphers with arbitrary finite domains" (2002), cycle walking; Salmon et al.,
@@ -113,7 +114,11 @@ class Order:
     def shuffle(self, number: int, count: int) -> Array:
         """Return the permutation of a window's ``count`` surviving rows, ``int64[count]``."""
         key = subseed(self.seed, f"rows/{self.epoch}", number)
-        return np.random.Generator(np.random.Philox(key=key)).permutation(count)
+        low_bits = _U64((1 << max(0, count - 1).bit_length()) - 1)
+        words = np.random.Philox(key=key).random_raw(count)
+        words = (words & ~low_bits) | np.arange(count, dtype=_U64)  # ties fall to the lower index
+        words.sort()
+        return (words & low_bits).astype(np.int64)
 
     def state(self, next_position: int) -> Mapping[str, int]:
         """Return the integers of a resume state."""

@@ -11,16 +11,18 @@ import numpy as np
 from store import layout, tables
 from store.assets import get_asset, put_asset
 from store.commits import seal
+from store.coverage import Coverage
 from store.digest import digest
 from store.errors import ConflictError, NotFoundError
+from store.pins import pin_id, write_pin
 from store.rows import Rows
 from store.schema import Column, Group, make_record, read_record
 from store.storage import Storage
 from store.tokens import TokensWriter
 from store.urls import open_storage
-from store.view import Coverage, View, pin_id, write_pin
-from store.windows import Windows
-from store.writer import Writer
+from store.view import View
+from store.windows import Windows, where_groups
+from store.writer import BY_LATENT, Writer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -217,7 +219,11 @@ class Store:
             Rank ``r`` gets the positions ≡ r modulo world.
         """
         resolved = [(name, *self.view.resolve(name)) for name in columns]
-        groups = {"tokens", *(group.name for _, group, _ in resolved)}
+        groups = {
+            "tokens",
+            *(group.name for _, group, _ in resolved),
+            *where_groups(self.view, where),
+        }
         return Windows(
             view=self.view,
             columns=resolved,
@@ -243,17 +249,15 @@ class Store:
         }
         if name in fixed:
             return "tokens", f"{name}.parquet", fixed[name]
-        base = name.removesuffix("_by_latent")
-        group = self.view.group(name if name in self.groups else base)
+        group = self.view.group(name if name in self.groups else name.removesuffix(BY_LATENT))
         kinds = {column.kind for column in group.columns.values()}
         if "codes" in kinds:
-            return (
-                group.name,
-                "codes.parquet" if group.name == name else "by_latent.parquet",
-                tables.CODES,
-            )
-        if "scalar" in kinds:
-            return group.name, "scalars.parquet", None
+            path = "codes.parquet" if group.name == name else "by_latent.parquet"
+            return group.name, path, tables.CODES
+        if "scalar" in kinds and group.name == name:
+            scalars = (column for column in group.columns.values() if column.kind == "scalar")
+            shapes = {column.name: (column.stored, column.shape) for column in scalars}
+            return group.name, "scalars.parquet", tables.scalars_schema(shapes)
         raise NotFoundError(
             f"group {name!r} has no table: its columns are dense. Nothing was read. Use read or gather.",
             kind="table-missing",
@@ -268,7 +272,7 @@ class Store:
     def table(self, name: str) -> pl.LazyFrame:
         """Return a table as a Polars lazy frame over the committed, verified files."""
         group, path, schema = self._table(name)
-        return tables.lazy(self.view.lazy_sources(group, path), schema or tables.ROWS)
+        return tables.lazy(self.view.lazy_sources(group, path), schema)
 
     def tokens(self) -> pl.LazyFrame:
         """Return the tokens table as a Polars lazy frame."""
@@ -277,11 +281,11 @@ class Store:
     # -- pins, digests, assets -------------------------------------------------------------------------
 
     def pin_id(self, groups: Sequence[str] | None = None) -> str:
-        """Return the id the pin of some groups (default: all) has, without writing it."""
-        return pin_id(self.view.entries(groups or list(self.groups)))
+        """Return the id the pin of tokens and some groups (default: all) has, without writing it."""
+        return pin_id(self.view.entries(sorted({"tokens", *(groups or self.groups)})))
 
     def pin(self, groups: Sequence[str] | None = None) -> str:
-        """Write the pin of some groups (default: all) and return its id."""
+        """Write the pin of tokens and some groups (default: all) and return its id."""
         names = sorted({"tokens", *(groups or self.groups)})
         return write_pin(self._storage, self.id, self.view.entries(names))
 

@@ -9,13 +9,23 @@ import numpy as np
 
 from store import tables
 from store.errors import InvalidInputError, NotFoundError
-from store.layout import CHUNK_ROWS
 from store.schema import Column, Group
 from store.summary import float32_of_bits
 from store.view import View
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_CHUNKS_A_CALL = 16
+
+
+def row_numbers(values: Any) -> Array:
+    """Return row ids as ``int64[R]``; numbers that are not integers are refused, never rounded."""
+    ids = np.asarray(values)
+    if ids.size and ids.dtype.kind not in "iu":
+        raise InvalidInputError(
+            f"row ids were given as {ids.dtype}; they are integers. Nothing was read or written. Convert "
+            "them first.",
+            kind="bad-rows",
+        )
+    return ids.astype(np.int64).reshape(-1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +40,9 @@ class Rows:
         start, stop, step = rows.indices(sum(counts))
         if step != 1:
             raise InvalidInputError(
-                "rows are read with step 1; use gather for others", kind="bad-rows"
+                f"rows were asked for with step {step}; ranges have step 1. Nothing was read. Use gather "
+                "with row ids.",
+                kind="bad-rows",
             )
         spans, at = [], 0
         for part, count in zip(self.view.parts(group), counts, strict=True):
@@ -58,7 +70,7 @@ class Rows:
         for part, low, high in spans:
             self._read_part(group, spec, part, low, high, out[at : at + high - low])
             at += high - low
-        return _decoded(out, spec, raw=raw)
+        return decoded(out, spec, raw=raw)
 
     def _read_part(
         self, group: Group, spec: Column, part: int, low: int, high: int, out: Array
@@ -86,7 +98,7 @@ class Rows:
             ``row-missing``: the column does not hold one of the rows.
         """
         group, spec = self.view.resolve(column)
-        ids = np.asarray(row_ids, np.int64).reshape(-1)
+        ids = row_numbers(row_ids)
         order = np.argsort(ids, kind="stable")
         out = np.empty((len(ids), *spec.shape), spec.stored)
         parts = ids[order] // self.view.stride_rows
@@ -95,14 +107,15 @@ class Rows:
             part = int(ids[mine[0]] // self.view.stride_rows)
             slots = self._slots(group, part, ids[mine])
             if spec.kind == "dense":
-                self._gather_chunks(group, spec, part, slots, mine, out)
+                commit = self.view.commit(group.name, part)
+                self.view.shard(commit, spec).scatter(slots, mine, out)
             else:
                 whole = np.empty(
                     (self.view.commit(group.name, part).rows, *spec.shape), spec.stored
                 )
                 self._read_part(group, spec, part, 0, len(whole), whole)
                 out[mine] = whole[slots]
-        return _decoded(out, spec, raw=raw)
+        return decoded(out, spec, raw=raw)
 
     def _slots(self, group: Group, part: int, ids: Array) -> Array:
         """Return where a part keeps the rows of sorted ids."""
@@ -124,24 +137,6 @@ class Rows:
             )
         return slots
 
-    def _gather_chunks(
-        self, group: Group, spec: Column, part: int, slots: Array, place: Array, out: Array
-    ) -> None:
-        shard = self.view.shard(self.view.commit(group.name, part), spec)
-        step = 16
-        buffer = np.empty((step, CHUNK_ROWS, *spec.shape), spec.stored)
-        flat = buffer.reshape(step * CHUNK_ROWS, *spec.shape)
-        chunks = np.unique(slots // CHUNK_ROWS)
-        for low in range(0, len(chunks), step):
-            some = chunks[low : low + step]
-            shard.read_chunks(some.tolist(), list(buffer[: len(some)]))
-            first, last = np.searchsorted(
-                slots, [some[0] * CHUNK_ROWS, (some[-1] + 1) * CHUNK_ROWS]
-            )
-            inside = slots[first:last]
-            at = np.searchsorted(some, inside // CHUNK_ROWS) * CHUNK_ROWS + inside % CHUNK_ROWS
-            out[place[first:last]] = flat[at]
-
     def sequences(self, column: str, seq_ids: Any, *, raw: bool = False) -> list[Array]:
         """Return whole sequences of a column, one array ``[T, *shape]`` each.
 
@@ -158,19 +153,26 @@ class Rows:
                 kind="masked-group",
             )
         found = []
-        for seq_id in np.asarray(seq_ids, np.int64).reshape(-1):
+        for seq_id in row_numbers(seq_ids):
             part = int(seq_id) // self.view.stride_rows
             data = self.view.table(self.view.commit("tokens", part), "sequences.parquet")
             ids = tables.column(data, "seq_id")
             at = int(np.searchsorted(ids, seq_id))
             if at == len(ids) or ids[at] != seq_id:
                 raise NotFoundError(
-                    f"there is no sequence {seq_id} in {self.view.storage.url}", kind="seq-missing"
+                    f"there is no sequence {seq_id} in {self.view.storage.url}. Nothing was returned. The "
+                    "sequences table lists their ids (seq_id, the id of their first row).",
+                    kind="seq-missing",
                 )
             rows = int(tables.column(data, "rows")[at])
             found.append(self.gather(column, np.arange(seq_id, seq_id + rows), raw=raw))
         return found
 
 
-def _decoded(out: Array, spec: Column, *, raw: bool) -> Array:
-    return float32_of_bits(out) if spec.bits and not raw else out
+def decoded(out: Array, spec: Column, *, raw: bool) -> Array:
+    """Return stored values as callers see them: bfloat16 widened to float32, or as bits where ``raw``."""
+    if spec.bits and not raw:
+        return float32_of_bits(out)
+    if raw and spec.dtype == "bfloat16" and not spec.bits:  # a table's values are rounded already
+        return (out.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    return out

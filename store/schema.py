@@ -246,9 +246,21 @@ _TEXT_OR_NONE = (str, type(None))
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "store": {"part_stride": int, "part_rows": int, "probe": str},
     "group": {"group": str, "columns": dict, "recipe": dict, "aligned_to": _TEXT_OR_NONE},
-    "commit": dict(group=str, part=int, n=int, attempt=str, rows=int, recipe=str)
-    | dict(tokens=_TEXT_OR_NONE, objects=list, summary=dict, provenance=dict)
-    | dict(position=object, replaces=str, reason=str),
+    "commit": {
+        "group": str,
+        "part": int,
+        "n": int,
+        "attempt": str,
+        "rows": int,
+        "recipe": str,
+        "tokens": _TEXT_OR_NONE,
+        "objects": list,
+        "summary": dict,
+        "provenance": dict,
+        "position": object,
+        "replaces": str,
+        "reason": str,
+    },
     "sealed": {"group": str, "parts": int, "rows": int},
     "dropped": {"group": str, "reason": str},
     "retired": {"group": str, "part": int, "reason": str},
@@ -333,9 +345,9 @@ def _parse_hashed(data: bytes, where: str) -> dict[str, Any]:
         good = False
     if not good:
         raise CorruptError(
-            f"record {where} ({len(data)} bytes; at most {MAX_RECORD_BYTES} are parsed) is damaged: it is not the canonical JSON its own sha256 "
-            "names. It was not used and nothing was changed. Restore it from a copy; `actlake verify` "
-            "lists all damage.",
+            f"record {where} ({len(data)} bytes; at most {MAX_RECORD_BYTES} are parsed) is damaged: it is not "
+            "the canonical JSON its own sha256 names. It was not used and nothing was changed. Restore it "
+            "from a copy; `actlake verify` lists all damage.",
             kind="record-damaged",
             path=where,
         )

@@ -8,6 +8,7 @@ and checksums fit. Chunks are checked against their crc32c when they are first t
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ from store.schema import DTYPES, FORMAT_VERSION, Column, canonical
 from store.storage import Storage, Stream, Written
 
 MAGIC = b"ACTLAKE1"
+_CALL_BYTES = (
+    8 << 20
+)  # read at once, so that what a call holds does not grow with the column's width
 Array = np.ndarray[Any, np.dtype[Any]]
 Identity = dict[str, Any]
 
@@ -129,6 +133,20 @@ class ShardWriter:
         self._stream.abandon()
 
 
+class Scratch(threading.local):
+    """Buffers kept between calls (fresh memory costs page faults), for all shards of a view, per thread."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Array] = {}
+
+    def take(self, name: str, size_bytes: int) -> Array:
+        """Return ``uint8[size_bytes]`` whose contents the next call of that name may overwrite."""
+        held = self._held.get(name)
+        if held is None or len(held) < size_bytes:
+            held = self._held[name] = np.empty(size_bytes, np.uint8)
+        return held[:size_bytes]
+
+
 class ShardReader:
     """Reads chunks of one shard, each verified on first touch.
 
@@ -149,6 +167,7 @@ class ShardReader:
         rows: int,
         stride_rows: int,
         size: int,
+        scratch: Scratch | None = None,
     ) -> None:
         self._storage = storage
         self._column = column
@@ -159,7 +178,7 @@ class ShardReader:
         self.rows = rows
         self._index = self._open(size)
         self._verified = np.zeros(self._layout.chunks, bool)
-        self._coded = np.empty(0, np.uint8)
+        self._scratch = Scratch() if scratch is None else scratch
 
     def _open(self, size: int) -> Array:
         try:
@@ -174,7 +193,7 @@ class ShardReader:
             raise self._damage("object-short", f"has {size} bytes, fewer than its slot and index")
         self._storage.read_into(self._key, [(0, slot), (size - len(tail), tail)])
         if bytes(slot) != identity_slot(self._who):
-            raise self._damage("foreign-shard", f"belongs to {_slot_owner(bytes(slot))}")
+            raise self._damage("foreign-shard", _slot_owner(bytes(slot), identity_slot(self._who)))
         index = tail[:-4].view("<u8").reshape(-1, 2)
         if crc32c(tail[:-4]) != int.from_bytes(tail[-4:].tobytes(), "little"):
             raise self._damage("index-damaged", "has an index whose crc32c does not fit")
@@ -221,12 +240,10 @@ class ShardReader:
     def read_chunks(self, chunks: Sequence[int], out: Sequence[Array]) -> None:
         """Fill ``out[i]`` (``[256, *shape]``, C-contiguous) with chunk ``chunks[i]``."""
         sizes = [int(self._index[chunk, 1]) for chunk in chunks]
-        total = sum(sizes)
-        if len(self._coded) < total:  # kept between calls: fresh memory costs page faults
-            self._coded = np.empty(total, np.uint8)
+        coded = self._scratch.take("coded", sum(sizes))
         ranges, views, at = [], [], 0
         for chunk, size in zip(chunks, sizes, strict=True):
-            view = self._coded[at : at + size]
+            view = coded[at : at + size]
             ranges.append((int(self._index[chunk, 0]), view))
             views.append(view)
             at += size
@@ -240,7 +257,7 @@ class ShardReader:
 
     def read(self, start: int, stop: int, out: Array) -> None:
         """Fill ``out`` with rows ``start:stop``, a group of chunks at a time."""
-        per_call = max(1, (8 << 20) // self._layout.coded_bytes)
+        per_call = max(1, _CALL_BYTES // self._layout.coded_bytes)
         first, last = start // CHUNK_ROWS, -(-stop // CHUNK_ROWS)
         edge = np.empty((CHUNK_ROWS, *self._column.shape), self._column.stored)
         for low in range(first, last, per_call):
@@ -258,11 +275,31 @@ class ShardReader:
                         a - chunk * CHUNK_ROWS : b - chunk * CHUNK_ROWS
                     ]
 
+    def scatter(self, slots: Array, place: Array, out: Array) -> None:
+        """Copy rows ``slots`` (ascending, repeats allowed) to ``out[place]``, each chunk read once."""
+        step = max(1, _CALL_BYTES // self._layout.coded_bytes)
+        chunks = np.unique(slots // CHUNK_ROWS)
+        shape = (min(step, len(chunks)), CHUNK_ROWS, *self._column.shape)
+        held = self._scratch.take("rows", shape[0] * self._layout.chunk_bytes)
+        buffer = held.view(self._column.stored).reshape(shape)
+        flat = buffer.reshape(-1, *self._column.shape)
+        for low in range(0, len(chunks), step):
+            some = chunks[low : low + step]
+            self.read_chunks(some.tolist(), list(buffer[: len(some)]))
+            first, last = np.searchsorted(
+                slots, [some[0] * CHUNK_ROWS, (some[-1] + 1) * CHUNK_ROWS]
+            )
+            inside = slots[first:last]
+            at = np.searchsorted(some, inside // CHUNK_ROWS) * CHUNK_ROWS + inside % CHUNK_ROWS
+            out[place[first:last]] = flat[at]
 
-def _slot_owner(slot: bytes) -> str:
+
+def _slot_owner(slot: bytes, wanted: bytes) -> str:
     length = int.from_bytes(slot[8:12], "little")
     text = slot[12 : 12 + length]
     stored = int.from_bytes(slot[12 + length : 16 + length], "little")
     if slot[:8] != MAGIC or length > SLOT_BYTES - 16 or crc32c(slot[: 12 + length]) != stored:
-        return "nobody: its identity slot is damaged"
-    return f"another shard: {text.decode(errors='replace')}"
+        return "belongs to nobody: its identity slot is damaged"
+    if slot[: 16 + length] == wanted[: 16 + length]:
+        return "has bytes behind its identity where zeros should be"
+    return f"belongs to another shard: {text.decode(errors='replace')}"

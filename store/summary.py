@@ -47,8 +47,9 @@ class Summary:
         flat = values.reshape(len(values), -1)
         if flat.dtype == np.float16:
             flat = flat.astype(np.float32)
-        squares = np.einsum("rd,rd->r", flat, flat, dtype=np.float64, casting="same_kind")
-        bad = ~np.isfinite(flat.max(axis=1) - flat.min(axis=1)) if len(flat) else np.zeros(0, bool)
+        with np.errstate(invalid="ignore", over="ignore"):
+            squares = np.einsum("rd,rd->r", flat, flat, dtype=np.float64, casting="same_kind")
+            bad = ~(np.isfinite(flat.max(axis=1)) & np.isfinite(flat.min(axis=1)))
         if bad.any():
             if self.first_bad_row < 0:
                 self.first_bad_row = self.rows + int(np.argmax(bad))

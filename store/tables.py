@@ -6,7 +6,9 @@ checked before any decoder sees them (Polars checks no page checksums).
 
 from __future__ import annotations
 
+import hashlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +67,15 @@ CODES = pa.schema([("row", pa.int64()), ("latent", pa.uint32()), ("value", pa.fl
 ROWS = pa.schema([("row", pa.int64())])
 
 Table = pa.Table
+
+
+def scalars_schema(columns: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> Any:
+    """Return the schema of ``scalars.parquet``: ``row``, then each column by name, dtype and shape."""
+    fields = [("row", pa.int64())]
+    for name, (dtype, shape) in columns.items():
+        kind = pa.from_numpy_dtype(dtype)
+        fields.append((name, pa.list_(kind, math.prod(shape)) if shape else kind))
+    return pa.schema(fields)
 
 
 def table(columns: Mapping[str, Any], schema: Any = None) -> Any:
@@ -155,22 +166,65 @@ def select(data: Any, where: Sequence[Condition]) -> np.ndarray[Any, np.dtype[np
     """
     keep = np.ones(len(data), bool)
     for name, operator, value in where:
-        values = data.column(name)
-        if operator in _OPERATORS:
-            met = _OPERATORS[operator](values, value)
-        elif operator == "in":
-            met = pc.is_in(values, value_set=pa.array(list(value), type=values.type))
-        elif operator in {"has", "lacks"}:
-            bits = pc.bit_wise_and(values, pa.scalar(value, type=values.type))
-            met = pc.equal(bits, value) if operator == "has" else pc.equal(bits, 0)
-        else:
+        try:
+            met = _met(data.column(name), operator, value)
+        except (pa.ArrowException, TypeError, OverflowError, NotImplementedError) as error:
             raise InvalidInputError(
-                f"where has the operator {operator!r}; known: == != < <= > >= in has lacks. "
-                "Nothing was read.",
+                f"where has ({name!r}, {operator!r}, {value!r}), which does not fit the column's type "
+                f"{data.column(name).type} ({error}). Nothing was read. Mend the filter.",
                 kind="bad-where",
-            )
+            ) from error
         keep &= np.asarray(pc.fill_null(met, False))  # noqa: FBT003 - Arrow's own signature
     return keep
+
+
+def _met(values: Any, operator: str, value: Any) -> Any:
+    if operator in _OPERATORS:
+        return _OPERATORS[operator](values, value)
+    if operator == "in":
+        return pc.is_in(values, value_set=pa.array(sorted(value), type=values.type))
+    if operator in {"has", "lacks"}:
+        bits = pc.bit_wise_and(values, pa.scalar(value, type=values.type))
+        return pc.equal(bits, pa.scalar(value if operator == "has" else 0, type=values.type))
+    raise InvalidInputError(
+        f"where has the operator {operator!r}; known: == != < <= > >= in has lacks. Nothing was read. "
+        "Mend the filter.",
+        kind="bad-where",
+    )
+
+
+def _type_name(kind: Any) -> str:
+    """Return the name a type has in digests: NumPy's for numbers, ``string``, ``list[n] of …``."""
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "string"
+    if pa.types.is_fixed_size_list(kind):
+        return f"list[{kind.list_size}] of {_type_name(kind.value_type)}"
+    return str(np.dtype(kind.to_pandas_dtype()).name)
+
+
+def column_hash(values: Any) -> str:
+    """Return the sha256 of a table column: its type and length, which values are null, and the values.
+
+    Strings are hashed as lengths (int64) and contents, numbers as little-endian arrays (nulls as zeros),
+    fixed-size lists as their flat elements.
+    """
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    hasher = hashlib.sha256(f"{_type_name(array.type)} {len(array)}\n".encode())
+    hasher.update(np.packbits(np.asarray(array.is_null())).tobytes())
+    _hash_values(hasher, array)
+    return hasher.hexdigest()
+
+
+def _hash_values(hasher: Any, array: Any) -> None:
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        texts = [b"" if text is None else text.encode() for text in array.to_pylist()]
+        hasher.update(np.array([len(text) for text in texts], "<i8").tobytes())
+        hasher.update(b"".join(texts))
+    elif pa.types.is_fixed_size_list(array.type):
+        _hash_values(hasher, array.flatten())
+    else:
+        filled = array.fill_null(0) if array.null_count else array
+        hasher.update(np.ascontiguousarray(filled.to_numpy(zero_copy_only=False)))
 
 
 def lazy(sources: Sequence[Path | bytes], schema: Any) -> pl.LazyFrame:
@@ -194,7 +248,9 @@ def lazy(sources: Sequence[Path | bytes], schema: Any) -> pl.LazyFrame:
         assert isinstance(empty, pl.DataFrame)
         return empty.lazy()
     if all(isinstance(source, Path) for source in sources):
-        return pl.scan_parquet([str(source) for source in sources], glob=False)
+        paths = [str(source) for source in sources]
+        # A group may be called a=b; that makes no column of it.
+        return pl.scan_parquet(paths, glob=False, hive_partitioning=False)
     return pl.concat([pl.read_parquet(source).lazy() for source in sources])
 
 

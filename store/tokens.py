@@ -15,8 +15,8 @@ import numpy as np
 
 from store import tables
 from store.commits import Attempt, Commit, declare_group, seal
-from store.errors import InvalidInputError
-from store.schema import Column, Group
+from store.errors import ConflictError, InvalidInputError
+from store.schema import Column, Group, canonical
 from store.writer import check_unsealed
 
 if TYPE_CHECKING:
@@ -78,6 +78,35 @@ class TokenSequence:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def check(self) -> None:
+        """Raise ``bad-sequence`` unless there is a token and everything about tokens is as long as they are."""
+        count = np.shape(self.token_ids)
+        lengths = {
+            name: np.shape(values)
+            for name in ("positions", "char_start", "char_end", "flags")
+            if (values := getattr(self, name)) is not None and np.shape(values) != count
+        }
+        outside = [span[1:] for span in self.spans if not 0 <= span[1] <= span[2] <= len(self)]
+        tokens = np.asarray(self.token_ids)
+        if len(count) != 1 or not count[0] or tokens.dtype.kind not in "iu":
+            what = f"has token_ids of shape {list(count)} and type {tokens.dtype}"
+        elif lengths or outside:
+            what = f"of {count[0]} tokens has " + ", ".join(
+                [f"{name} of shape {list(shape)}" for name, shape in lengths.items()]
+                + [f"a span {low}:{high}" for low, high in outside]
+            )
+        elif not -(1 << 31) <= int(tokens.min()) <= int(tokens.max()) < 1 << 31:
+            what = f"has token ids from {tokens.min()} to {tokens.max()}; they fit in int32"
+        elif self.split not in range(len(SPLITS)):
+            what = f"is of split {self.split}; splits are {dict(enumerate(SPLITS))}"
+        else:
+            return
+        raise InvalidInputError(
+            f"a sequence {what}. It was not taken; what was put before stands. Give one-dimensional arrays "
+            "of one length, at least one token.",
+            kind="bad-sequence",
+        )
 
     def columns(self, first_row: int) -> dict[str, Array]:
         """Return the rows of the tokens table, starting at ``first_row``."""
@@ -157,11 +186,14 @@ class TokensWriter:
         Raises
         ------
         InvalidInputError
-            ``sequence-too-long``: they do not fit a part.
+            ``sequence-too-long``: they do not fit a part. ``bad-sequence``: arrays of different lengths, or
+            no token.
         ConflictError
-            ``sealed``: the group is complete.
+            ``sealed``: the group is complete. ``tokens-raced``: another writer committed other rows.
         """
         check_unsealed(self._store)
+        for sequence in sequences:
+            sequence.check()
         rows = sum(map(len, sequences))
         if rows > self._store.part_rows:
             raise InvalidInputError(
@@ -201,9 +233,24 @@ class TokensWriter:
         except BaseException:
             attempt.drop()
             raise
+        self._check_winner(commit, attempt.id)
         self.committed.append(commit)
         self.position = commit.position
         self._pending, self._pending_rows = [], 0
+
+    def _check_winner(self, commit: Commit, mine: str) -> None:
+        """Raise where another writer was first and cut the source elsewhere; tokens have one writer."""
+        same = commit.rows == self._pending_rows and canonical(commit.position) == canonical(
+            self._pending_position
+        )
+        if commit.attempt != mine and not same:
+            raise ConflictError(
+                f"part {commit.part} of the tokens of {self._store.url} was committed by another writer, with "
+                f"{commit.rows} rows where this one has {self._pending_rows}. Its part stands; this one was "
+                "dropped. Let one writer at a time write tokens, and run this one again.",
+                kind="tokens-raced",
+                part=commit.part,
+            )
 
     def _tables(self, base: int) -> list[tuple[str, Any, int]]:
         blocks, sequences, first = [], [], base

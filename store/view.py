@@ -1,21 +1,30 @@
 """What one reader sees of a store: groups, committed parts, records, verified tables and shards.
 
 A view lists names when it first needs them and keeps the answer, so two reads through one view agree; a pin
-fixes the answer for ever. Records, tables and shards are checked when first touched and then trusted.
+fixes the answer for ever. Records, tables and shards are checked when first touched and then trusted. Threads
+may share a view.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from store import layout, tables
 from store.checksum import crc32c
-from store.commits import Commit, exists, list_commits, load_commit, load_group
+from store.commits import (
+    Commit,
+    exists,
+    list_retired,
+    load_commit,
+    load_group,
+    load_sealed,
+)
+from store.coverage import Coverage, live_parts
 from store.errors import (
     CorruptError,
     InvalidInputError,
@@ -23,28 +32,13 @@ from store.errors import (
     StoreError,
     UnsupportedVersionError,
 )
-from store.schema import Column, Group, make_record, read_record, sha256
-from store.shards import ShardReader, identity
+from store.pins import load_pin
+from store.schema import Column, Group
+from store.shards import Scratch, ShardReader, identity
 from store.storage import Storage
 
-_OPEN_SHARDS = 256  # readers kept, each with its index and one buffer
+_OPEN_SHARDS = 256  # readers kept, each with its index and one bit a chunk
 _OPEN_TABLES = 64
-_INLINE_ENTRIES = 4096  # a longer pin lists its entries in segments
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Coverage:
-    """How far a group reaches: its committed parts and rows, and whether it is complete."""
-
-    parts: int
-    rows: int
-    sealed: bool
-    tokens_parts: int
-
-    @property
-    def complete(self) -> bool:
-        """Whether every part of the tokens group is covered."""
-        return self.parts == self.tokens_parts
 
 
 class View:
@@ -57,7 +51,7 @@ class View:
         self.store_id = store_id
         self.stride_rows = stride_rows
         self.pin = pin
-        self._pinned = None if pin is None else _load_pin(storage, store_id, pin)
+        self._pinned = None if pin is None else load_pin(storage, store_id, pin)
         self._groups: dict[str, Group] | None = None
         self._parts: dict[str, dict[int, int]] = {}
         self._commits: dict[tuple[str, int], Commit] = {}
@@ -65,11 +59,17 @@ class View:
         self._shards: OrderedDict[tuple[str, str], ShardReader] = OrderedDict()
         self._tables: OrderedDict[str, Any] = OrderedDict()
         self._verified: set[str] = set()
+        self._retired: dict[str, set[int]] = {}
+        self._scratch = Scratch()
+        self._lock = threading.RLock()
         if any(True for _ in storage.keys("tombstones")):
             raise UnsupportedVersionError(
                 f"{storage.url} has documents marked as removed (tombstones/), which this version cannot "
                 "leave out. Nothing was read. Upgrade actlake."
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return View, (self.storage, self.store_id, self.stride_rows, self.pin)
 
     # -- groups and parts ------------------------------------------------------------------------------
 
@@ -93,6 +93,13 @@ class View:
     def group(self, name: str) -> Group:
         """Return a group, or raise ``group-missing`` with the known ones."""
         if name not in self.groups:
+            if self._pinned is not None and any(name == group for group, _ in self._pinned):
+                raise NotFoundError(
+                    f"group {name!r}, which pin {self.pin} lists, was dropped from {self.storage.url}. "
+                    "Nothing was read. Open the store without the pin.",
+                    kind="purged",
+                    group=name,
+                )
             raise NotFoundError(
                 f"there is no group {name!r} in {self.storage.url}; it holds: "
                 f"{', '.join(self.groups) or 'no group yet'}. Nothing was changed.",
@@ -103,25 +110,39 @@ class View:
     def sealed(self, name: str) -> dict[str, Any] | None:
         """Return ``{parts, rows}`` where the group is complete."""
         if name not in self._sealed:
-            key = layout.sealed_key(name)
-            self._sealed[name] = (
-                read_record(self.storage.get(key), "sealed", self.store_id, key)
-                if exists(self.storage, key)
-                else None
-            )
+            self._sealed[name] = load_sealed(self.storage, self.store_id, name)
         return self._sealed[name]
 
+    def retired(self, name: str) -> set[int]:
+        """Return the parts no reader sees: retired in the group itself or in tokens."""
+        if name not in self._retired:
+            self._retired[name] = list_retired(self.storage, name) | list_retired(
+                self.storage, "tokens"
+            )
+        return self._retired[name]
+
     def parts(self, name: str) -> dict[int, int]:
-        """Return part → n of the group's committed parts, ascending; parts behind a seal are ignored."""
+        """Return part → n of the group's committed parts, ascending; parts behind a seal are ignored.
+
+        Raises
+        ------
+        CorruptError
+            ``part-missing``: a record is gone. Tokens are written in part order, so a gap in them is damage,
+            and so is a part a seal counts that is not there.
+        """
         self.group(name)
         if name not in self._parts:
             if self._pinned is not None:
                 found = {part: n for (group, part), (n, _) in self._pinned.items() if group == name}
             else:
-                found = list_commits(self.storage, name)
-                sealed = self.sealed("tokens") if exists_group(self, "tokens") else None
-                if sealed is not None:
-                    found = {part: n for part, n in found.items() if part < sealed["parts"]}
+                found = live_parts(
+                    self.storage,
+                    name,
+                    sealed=self.sealed(name),
+                    ends=self.sealed("tokens"),
+                    retired=self.retired(name),
+                    tokens=None if name == "tokens" else self.parts("tokens"),
+                )
             self._parts[name] = dict(sorted(found.items()))
         return self._parts[name]
 
@@ -138,26 +159,53 @@ class View:
                     group=name,
                     part=part,
                 )
+            if self._pinned is not None:
+                self._check_kept(name, part, n)
             commit = load_commit(self.storage, self.store_id, name, part, n)
             self._check_commit(commit)
             self._commits[key] = commit
         return self._commits[key]
+
+    def _check_kept(self, name: str, part: int, n: int) -> None:
+        """Raise ``purged`` where what a pin saw is gone, retired or replaced by a later commit."""
+        gone = part in self.retired(name) or not exists(
+            self.storage, layout.commit_key(name, part, n)
+        )
+        if gone or exists(self.storage, layout.commit_key(name, part, n + 1)):
+            raise self._purged(name, part, "gone" if gone else "replaced by a later one")
+
+    def _purged(self, name: str, part: int, what: str) -> NotFoundError:
+        return NotFoundError(
+            f"the commit of part {part} of group {name!r} that pin {self.pin} lists is {what}. Nothing was "
+            "read. Open the store without the pin.",
+            kind="purged",
+            group=name,
+            part=part,
+        )
 
     def _check_commit(self, commit: Commit) -> None:
         place = f"part {commit.part} of group {commit.group!r}"
         if self._pinned is not None:
             want = self._pinned[commit.group, commit.part][1]
             if commit.hash != want:
-                raise NotFoundError(
-                    f"{place} is not what pin {self.pin} saw (commit {want[:12]}, now {commit.hash[:12]}): "
-                    "it was purged or replaced. Nothing was read. Open the store without the pin.",
-                    kind="purged",
+                raise self._purged(
+                    commit.group, commit.part, f"another now ({want[:12]} → {commit.hash[:12]})"
                 )
+        if commit.rows > self.stride_rows:
+            raise CorruptError(
+                f"{place} claims {commit.rows} rows; a part numbers {self.stride_rows}. It was not used. "
+                "`actlake verify` lists all damage.",
+                kind="record-invalid",
+                group=commit.group,
+                part=commit.part,
+            )
         if commit.recipe != self.group(commit.group).recipe_hash:
             raise CorruptError(
                 f"{place} was committed under another recipe ({commit.recipe[:12]}). It was not used. "
                 "`actlake verify` lists all damage.",
                 kind="foreign-record",
+                group=commit.group,
+                part=commit.part,
             )
         if commit.group != "tokens":
             tokens = self.commit("tokens", commit.part)
@@ -166,6 +214,8 @@ class View:
                     f"{place} was computed from other tokens ({str(commit.tokens)[:12]}) than the store "
                     f"now holds ({tokens.hash[:12]}). It was not used. Make the group again.",
                     kind="tokens-mismatch",
+                    group=commit.group,
+                    part=commit.part,
                 )
 
     def coverage(self, name: str) -> Coverage:
@@ -187,10 +237,12 @@ class View:
             return None
         item = commit.objects.get(path)
         place = f"{path} of group {commit.group!r}, part {commit.part}"
-        if item is None:
-            raise NotFoundError(f"{place} is not in its commit", kind="object-missing")
         where = {"path": key, "group": commit.group, "part": commit.part}
         tail = "None of its rows were returned. Restore the file from a copy."
+        if item is None:
+            raise CorruptError(
+                f"{place} is not listed in its commit. {tail}", kind="object-missing", **where
+            )
         try:
             data = self.storage.get(key)
         except NotFoundError as error:
@@ -213,13 +265,28 @@ class View:
     def table(self, commit: Commit, path: str) -> Any:
         """Return one Parquet object of a commit as an Arrow table, verified."""
         key = commit.prefix + path
-        if key not in self._tables:
-            data = self.check(commit, path) or self.storage.get(key)
-            self._tables[key] = tables.decode(data, key)
-            if len(self._tables) > _OPEN_TABLES:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(key)
-        return self._tables[key]
+        with self._lock:
+            if key not in self._tables:
+                data = self.check(commit, path) or self.storage.get(key)
+                self._tables[key] = self._decoded(commit, path, data)
+                if len(self._tables) > _OPEN_TABLES:
+                    self._tables.popitem(last=False)
+            self._tables.move_to_end(key)
+            return self._tables[key]
+
+    def _decoded(self, commit: Commit, path: str, data: bytes) -> Any:
+        found = tables.decode(data, commit.prefix + path)
+        if len(found) != commit.objects[path].rows:
+            raise CorruptError(
+                f"{path} of group {commit.group!r}, part {commit.part} holds {len(found)} rows where its "
+                f"commit says {commit.objects[path].rows}. None of them were returned. Restore the file "
+                "from a copy.",
+                kind="rows-differ",
+                path=commit.prefix + path,
+                group=commit.group,
+                part=commit.part,
+            )
+        return found
 
     def lazy_sources(self, group: str, path: str) -> list[Any]:
         """Return the verified files (or bytes) of one table over all parts, in part order."""
@@ -234,22 +301,37 @@ class View:
     def shard(self, commit: Commit, column: Column) -> ShardReader:
         """Return the open shard of a dense column."""
         key = (commit.prefix, column.name)
-        if key not in self._shards:
-            path = layout.shard_path(column.name, 1 + len(column.shape))
-            item = commit.objects[path]
-            self._shards[key] = ShardReader(
-                self.storage,
-                commit.prefix,
-                column,
-                identity(self.store_id, commit.group, commit.part, column.name, commit.attempt),
-                rows=commit.rows,
-                stride_rows=self.stride_rows,
-                size=item.size,
+        with self._lock:
+            if key not in self._shards:
+                self._shards[key] = self.open_shard(commit, column)
+                if len(self._shards) > _OPEN_SHARDS:
+                    self._shards.popitem(last=False)
+            self._shards.move_to_end(key)
+            return self._shards[key]
+
+    def open_shard(self, commit: Commit, column: Column) -> ShardReader:
+        """Return a reader of a dense column's shard that has verified no chunk yet."""
+        path = layout.shard_path(column.name, 1 + len(column.shape))
+        item = commit.objects.get(path)
+        if item is None:
+            raise CorruptError(
+                f"the commit of part {commit.part} of group {commit.group!r} lists no shard of column "
+                f"{column.name!r}. None of its rows were returned. Restore the record from a copy.",
+                kind="object-missing",
+                group=commit.group,
+                part=commit.part,
+                column=column.name,
             )
-            if len(self._shards) > _OPEN_SHARDS:
-                self._shards.popitem(last=False)
-        self._shards.move_to_end(key)
-        return self._shards[key]
+        return ShardReader(
+            self.storage,
+            commit.prefix,
+            column,
+            identity(self.store_id, commit.group, commit.part, column.name, commit.attempt),
+            rows=commit.rows,
+            stride_rows=self.stride_rows,
+            size=item.size,
+            scratch=self._scratch,
+        )
 
     def kept(self, commit: Commit) -> np.ndarray[Any, np.dtype[np.int64]] | None:
         """Return the row ids a masked group's part holds, or None where it holds all."""
@@ -291,70 +373,3 @@ class View:
             for name in groups
             for part, n in self.parts(name).items()
         )
-
-
-def exists_group(view: View, name: str) -> bool:
-    """Return whether a live store has a group of that name."""
-    return exists(view.storage, layout.group_key(name))
-
-
-# -- pins --------------------------------------------------------------------------------------------------
-
-Entry = tuple[str, int, int, str]
-
-
-def pin_id(entries: Sequence[Entry]) -> str:
-    """Return the id of a pin: sha256 of the sorted lines ``group part commit-hash``."""
-    lines = sorted(f"{group} {part} {digest}" for group, part, _, digest in entries)
-    return sha256("".join(f"{line}\n" for line in lines).encode())
-
-
-def write_pin(storage: Storage, store_id: str, entries: Sequence[Entry]) -> str:
-    """Write a pin (again is no error) and return its id."""
-    pin = pin_id(entries)
-    segments = []
-    if len(entries) > _INLINE_ENTRIES:
-        for low in range(0, len(entries), _INLINE_ENTRIES):
-            rows = list(zip(*entries[low : low + _INLINE_ENTRIES], strict=True))
-            names = ("group", "part", "n", "commit")
-            data = tables.write_parquet({n: list(v) for n, v in zip(names, rows, strict=True)})
-            segments.append(sha256(data))
-            storage.create(f"segments/{segments[-1]}.parquet", data)
-    body = {
-        "pin": pin,
-        "entries": [] if segments else [list(e) for e in entries],
-        "segments": segments,
-    }
-    data, _ = make_record("pin", store_id, body)
-    storage.create(f"pins/{pin}.json", data)
-    return pin
-
-
-def _load_pin(storage: Storage, store_id: str, pin: str) -> dict[tuple[str, int], tuple[int, str]]:
-    key = f"pins/{pin}.json"
-    try:
-        data = storage.get(key)
-    except StoreError as error:
-        raise NotFoundError(
-            f"there is no pin {pin!r} in {storage.url}. Nothing was changed.", kind="pin-missing"
-        ) from error
-    record = read_record(data, "pin", store_id, key)
-    entries: list[Entry] = [(g, int(p), int(n), h) for g, p, n, h in record["entries"]]
-    for segment in record["segments"]:
-        path = f"segments/{segment}.parquet"
-        content = storage.get(path)
-        if sha256(content) != segment:
-            raise CorruptError(f"{path} is damaged; the pin was not used", kind="record-damaged")
-        columns = tables.read_parquet(content)
-        entries += zip(
-            columns["group"],
-            columns["part"].tolist(),
-            columns["n"].tolist(),
-            columns["commit"],
-            strict=True,
-        )
-    if pin_id(entries) != pin:
-        raise CorruptError(
-            f"{key} does not list what its name says", kind="record-damaged", path=key
-        )
-    return {(group, part): (n, digest) for group, part, n, digest in entries}

@@ -13,8 +13,8 @@ from store import tables
 from store.errors import ConflictError, InvalidInputError
 from store.layout import CHUNK_ROWS
 from store.order import Order
+from store.rows import decoded
 from store.schema import Column, Group, canonical, sha256
-from store.summary import float32_of_bits
 from store.view import View
 
 MAX_WINDOW_ROWS = 4_000_000
@@ -53,6 +53,40 @@ def default_window_rows(rows: int, row_bytes: int) -> int:
     return max(CHUNK_ROWS, min(-(-rows // CHUNK_ROWS) * CHUNK_ROWS, fit, MAX_WINDOW_ROWS))
 
 
+def table_of(view: View, name: str) -> tuple[str, str]:
+    """Return (group, table) of the column a filter names, or raise ``bad-where``."""
+    if name in tables.TOKENS.names:
+        return "tokens", "tokens.parquet"
+    group, column = view.resolve(name)
+    if column.kind != "scalar" or group.masked:
+        raise InvalidInputError(
+            f"where names {name!r}, a {column.kind} column of group {group.name!r}; filters take the "
+            "tokens' columns and scalar columns of unmasked groups. Nothing was read. Filter by another "
+            "column.",
+            kind="bad-where",
+        )
+    return group.name, "tokens.parquet" if group.name == "tokens" else "scalars.parquet"
+
+
+def where_groups(view: View, where: Sequence[tables.Condition]) -> list[str]:
+    """Return the groups a filter reads, sorted; it is checked on the way."""
+    for condition in where:
+        if len(condition) != 3:
+            raise InvalidInputError(
+                f"where has {condition!r}; each condition is (column, operator, value). Nothing was read. "
+                "Mend the filter.",
+                kind="bad-where",
+            )
+    return sorted({table_of(view, name)[0] for name, _, _ in where})
+
+
+def _runs(part: Array) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) of the runs of equal values."""
+    bounds = np.flatnonzero(np.diff(part)) + 1
+    if len(part):
+        yield from zip([0, *bounds.tolist()], [*bounds.tolist(), len(part)], strict=True)
+
+
 @dataclass(kw_only=True)
 class Windows:
     """An epoch of windows over the parts all asked columns share; iterate it, or ask for its state."""
@@ -71,11 +105,22 @@ class Windows:
     order: Order = field(init=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world:
+        if not 0 <= self.rank < self.world or self.start < 0:
             raise InvalidInputError(
-                f"rank {self.rank} of world {self.world} does not exist", kind="bad-rank"
+                f"rank {self.rank} of world {self.world} was to start at position {self.start}; ranks run "
+                f"from 0 to world-1 and positions from 0. Nothing was read. Mend the call.",
+                kind="bad-rank",
             )
-        groups = {group.name for _, group, _ in self.columns}
+        for name, group, column in self.columns:
+            if column.kind not in {"dense", "scalar"}:
+                raise InvalidInputError(
+                    f"column {name!r} is {column.kind}; windows hold dense and scalar columns. Nothing was "
+                    f"read. Use .arrow({group.name!r}).",
+                    kind="column-kind",
+                )
+        groups = {group.name for _, group, _ in self.columns} | set(
+            where_groups(self.view, self.where)
+        )
         shared = set(self.view.parts("tokens"))
         for name in groups:
             shared &= set(self.view.parts(name))
@@ -88,7 +133,10 @@ class Windows:
                 kind="no-rows",
             )
         if self.window_rows is None:
-            row_bytes = sum(column.row_bytes for _, _, column in self.columns) + 8
+            row_bytes = 8 + sum(
+                column.row_bytes * (3 if column.bits and not self.raw else 1)  # bits and floats
+                for _, _, column in self.columns
+            )
             self.window_rows = default_window_rows(int(rows.sum()), row_bytes)
         self.order = Order(
             parts=parts, rows=rows, seed=self.seed, epoch=self.epoch, window_rows=self.window_rows
@@ -104,14 +152,10 @@ class Windows:
         if index not in self._masks:
             part = int(self.order.parts[index])
             keep = np.ones(int(self.order.rows[index]), bool)
-            by_table: dict[tuple[str, str], list[tables.Condition]] = {}
             for name, operator, value in self.where:
-                by_table.setdefault(self._table_of(name), []).append(
-                    (name.rpartition(":")[2], operator, value)
-                )
-            for (group, path), conditions in by_table.items():
+                group, path = table_of(self.view, name)
                 data = self.view.table(self.view.commit(group, part), path)
-                keep &= tables.select(data, conditions)
+                keep &= tables.select(data, [(name.rpartition(":")[2], operator, value)])
             for group in self._masked:
                 kept = self.view.kept(self.view.commit(group, part))
                 assert kept is not None
@@ -120,18 +164,6 @@ class Windows:
                 keep &= held
             self._masks[index] = keep
         return self._masks[index]
-
-    def _table_of(self, name: str) -> tuple[str, str]:
-        if name in tables.TOKENS.names:
-            return "tokens", "tokens.parquet"
-        group, column = self.view.resolve(name)
-        if column.kind != "scalar" or group.masked:
-            raise InvalidInputError(
-                f"where names {name!r}, a {column.kind} column of group {group.name!r}; filters take the "
-                "tokens' columns and scalar columns of unmasked groups. Nothing was read.",
-                kind="bad-where",
-            )
-        return group.name, "tokens.parquet" if group.name == "tokens" else "scalars.parquet"
 
     @property
     def _filtered(self) -> bool:
@@ -143,11 +175,13 @@ class Windows:
         local = (chunk[:, None] * CHUNK_ROWS + np.arange(CHUNK_ROWS)).reshape(-1)
         part = np.repeat(part, CHUNK_ROWS)
         keep = local < self.order.rows[part]
+        part, local = part[keep], local[keep]
         if self._filtered:
-            for index in np.unique(part):
-                mine = (part == index) & keep
-                keep[mine] = self._mask(int(index))[local[mine]]
-        return part[keep], local[keep]
+            keep = np.empty(len(part), bool)
+            for low, high in _runs(part):
+                keep[low:high] = self._mask(int(part[low]))[local[low:high]]
+            part, local = part[keep], local[keep]
+        return part, local
 
     def counts(self) -> list[int]:
         """Return the surviving rows of each window."""
@@ -195,7 +229,7 @@ class Windows:
         position = 0
         for number in range(self.order.windows):
             size = self._size(number)
-            if position + size > self.start:
+            if size and position + size > self.start:
                 yield self._read(number, position)
             position += size
 
@@ -230,18 +264,14 @@ class Windows:
     ) -> Array:
         """Return the column's rows, each at its place; rows placed at -1 are left out."""
         out = np.empty((rows, *column.shape), column.stored)
-        bounds = np.flatnonzero(np.diff(part)) + 1
-        for low, high in zip([0, *bounds], [*bounds, len(part)], strict=True):
-            if high > low:
-                commit = self.view.commit(group.name, int(self.order.parts[part[low]]))
-                slots = local[low:high]
-                kept = self.view.kept(commit)
-                if kept is not None:
-                    slots = np.searchsorted(kept, slots + commit.part * self.view.stride_rows)
-                self._scatter(commit, column, slots, place[low:high], out)
-        if column.bits and not self.raw:
-            return float32_of_bits(out)
-        return out
+        for low, high in _runs(part):
+            commit = self.view.commit(group.name, int(self.order.parts[part[low]]))
+            slots = local[low:high]
+            kept = self.view.kept(commit)
+            if kept is not None:
+                slots = np.searchsorted(kept, slots + commit.part * self.view.stride_rows)
+            self._scatter(commit, column, slots, place[low:high], out)
+        return decoded(out, column, raw=self.raw)
 
     def _scatter(self, commit: Any, column: Column, slots: Array, place: Array, out: Array) -> None:
         slots, place = slots[place >= 0], place[place >= 0]
@@ -249,18 +279,5 @@ class Windows:
             path = "tokens.parquet" if commit.group == "tokens" else "scalars.parquet"
             values = tables.column(self.view.table(commit, path), column.name)
             out[place] = values.reshape(len(values), *column.shape)[slots]
-            return
-        shard = self.view.shard(commit, column)
-        chunks = np.unique(slots // CHUNK_ROWS)
-        step = 16
-        buffer = np.empty((step, CHUNK_ROWS, *column.shape), column.stored)
-        flat = buffer.reshape(step * CHUNK_ROWS, *column.shape)
-        for low in range(0, len(chunks), step):
-            some = chunks[low : low + step]
-            shard.read_chunks(some.tolist(), list(buffer[: len(some)]))
-            first, last = np.searchsorted(
-                slots, [some[0] * CHUNK_ROWS, (some[-1] + 1) * CHUNK_ROWS]
-            )
-            inside = slots[first:last]
-            at = np.searchsorted(some, inside // CHUNK_ROWS) * CHUNK_ROWS + inside % CHUNK_ROWS
-            out[place[first:last]] = flat[at]
+        elif len(slots):
+            self.view.shard(commit, column).scatter(slots, place, out)

@@ -14,24 +14,19 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from store import tables
+from store.codecs import CODECS
 from store.commits import Attempt, Commit, declare_group
 from store.errors import ConflictError, InvalidInputError
+from store.rows import row_numbers
 from store.schema import Column, Group, check_name
-from store.summary import Summary, bfloat16_bits, float32_of_bits
+from store.summary import Summary
+from store.values import Codes, check_codes, rows_of, stored_values
 
 if TYPE_CHECKING:
     from store.reader import Store
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Codes:
-    """Active latents of some rows: ``row int64[N]``, ``latent uint32[N]``, ``value float32[N]``."""
-
-    row: Array
-    latent: Array
-    value: Array
+BY_LATENT = "_by_latent"  # behind a codes group's name: its table sorted by latent
 
 
 @dataclass(kw_only=True)
@@ -68,6 +63,12 @@ class Writer:
         self.committed: list[Commit] = []
         self.passed_rows = 0
         _check_columns(group, columns)
+        if group in {"sequences", "documents"} or group.endswith(BY_LATENT):
+            raise InvalidInputError(
+                f"a group may not be called {group!r}: a table of that name is there already. Nothing was "
+                "written. Choose another name (--group).",
+                kind="bad-name",
+            )
         self._store.view.group("tokens")
         declared = Group(
             name=check_name(group, "group"), columns=columns, recipe=recipe, aligned_to="tokens"
@@ -95,11 +96,11 @@ class Writer:
         ------
         InvalidInputError
             ``missing-column``, ``unknown-column``, ``width-mismatch``, ``rows-mismatch``, ``row-order``,
-            ``row-missing``, ``column-kind`` or ``nonfinite``. The unfinished part is dropped; committed parts
-            stand.
+            ``row-missing``, ``bad-rows``, ``column-kind``, ``dtype-mismatch``, ``out-of-range``,
+            ``codes-mismatch`` or ``nonfinite``. The unfinished part is dropped; committed parts stand.
         """
         try:
-            self._put(np.asarray(rows, np.int64).reshape(-1), values, raw=raw)
+            self._put(row_numbers(rows), values, raw=raw)
         except BaseException:
             self._abandon()
             raise
@@ -113,10 +114,22 @@ class Writer:
         for low, high in zip([0, *bounds], [*bounds, len(rows)], strict=True):
             part = int(parts[low])
             if self.done(part):
+                self._check_return(part)
                 self.passed_rows += int(high - low)
                 continue
-            mine = {name: _rows_of(v, rows, low, high) for name, v in values.items()}
+            mine = {name: rows_of(v, rows, low, high) for name, v in values.items()}
             self._put_part(part, rows[low:high], mine, raw=raw)
+
+    def _check_return(self, part: int) -> None:
+        """Raise where a sample goes back to a part this writer finished: its rows would be lost."""
+        if self.group.masked and any(commit.part == part for commit in self.committed):
+            raise InvalidInputError(
+                f"rows of part {part} were put into masked group {self.group.name!r} after a later part, when "
+                "it was committed already. The unfinished part was dropped; committed parts stand. Put row "
+                "ids in ascending order.",
+                kind="row-order",
+                part=part,
+            )
 
     def _check_values(self, rows: Array, values: Mapping[str, Any]) -> None:
         place = f"group {self.group.name!r} of {self._store.url}"
@@ -133,10 +146,13 @@ class Writer:
                 )
         if (np.diff(rows) <= 0).any():
             raise InvalidInputError(
-                f"row ids put into {place} must ascend. {state}", kind="row-order"
+                f"row ids put into {place} do not ascend. {state} Sort them; put each row once.",
+                kind="row-order",
             )
         for name, column in self.group.columns.items():
-            if column.kind != "codes":
+            if column.kind == "codes":
+                check_codes(values[name], rows, place, state)
+            else:
                 _check_shape(values[name], column, len(rows), place, state)
 
     def _put_part(self, part: int, ids: Array, values: Mapping[str, Any], *, raw: bool) -> None:
@@ -147,8 +163,11 @@ class Writer:
         base = part * self._store.part_stride
         expected = base + at.rows
         last = int(ids[-1]) - base
-        contiguous = ids[0] == expected and ids[-1] - ids[0] == len(ids) - 1
-        if last >= at.tokens.rows or not (self.group.masked or contiguous):
+        if self.group.masked:
+            fits = not at.ids or ids[0] > at.ids[-1][-1]
+        else:
+            fits = ids[0] == expected and ids[-1] - ids[0] == len(ids) - 1
+        if last >= at.tokens.rows or not fits:
             raise InvalidInputError(
                 f"rows {ids[0]}…{ids[-1]} were put into group {self.group.name!r}; part {part} holds rows "
                 f"{base}…{base + at.tokens.rows - 1} and row {expected} comes next. The unfinished part "
@@ -174,27 +193,32 @@ class Writer:
 
     def _add(self, at: _OpenPart, column: Column, ids: Array, values: Any, *, raw: bool) -> None:
         if column.kind == "codes":
+            bad = ~np.isfinite(np.asarray(values.value))
+            if bad.any() and not self._allow_nonfinite:
+                raise self._nonfinite(column, int(np.asarray(values.row)[bad][0]))
             at.codes.append(values)
             return
-        stored, plain = _stored(values, column, raw=raw)
+        stored, plain = stored_values(values, column, raw=raw)
         summary = at.summary.setdefault(column.name, Summary())
         summary.update(plain)
         if summary.nonfinite and not self._allow_nonfinite:
-            row = at.tokens.part * self._store.part_stride + summary.first_bad_row
-            if self.group.masked:
-                row = int(np.concatenate([*at.ids, ids])[summary.first_bad_row])
-            raise InvalidInputError(
-                f"column {column.name!r} of group {self.group.name!r} has a value that is not finite in "
-                f"row {row}. The unfinished part was dropped; committed parts stand. Look at that row, or "
-                "allow it (allow_nonfinite=True).",
-                kind="nonfinite",
-                column=column.name,
-                row=row,
+            raise self._nonfinite(
+                column, int(np.concatenate([*at.ids, ids])[summary.first_bad_row])
             )
         if column.kind == "dense":
             at.attempt.shard(column).append(stored)
         else:
             at.scalars.setdefault(column.name, []).append(stored)
+
+    def _nonfinite(self, column: Column, row: int) -> InvalidInputError:
+        return InvalidInputError(
+            f"column {column.name!r} of group {self.group.name!r} has a value that is not finite (or does "
+            f"not fit {column.dtype or 'float32'}) in row {row}. The unfinished part was dropped; committed "
+            "parts stand. Look at that row, or allow it (allow_nonfinite=True).",
+            kind="nonfinite",
+            column=column.name,
+            row=row,
+        )
 
     def _commit(self, at: _OpenPart) -> None:
         ids = np.concatenate(at.ids)
@@ -275,6 +299,8 @@ def _check_columns(group: str, columns: Mapping[str, Column]) -> None:
             "written. Split it into two groups.",
             kind="column-kind",
         )
+    for column in columns.values():
+        CODECS.get(column.codec)
 
 
 def _check_shape(values: Any, column: Column, rows: int, place: str, state: str) -> None:
@@ -288,48 +314,10 @@ def _check_shape(values: Any, column: Column, rows: int, place: str, state: str)
         )
     if shape[0] != rows:
         raise InvalidInputError(
-            f"{rows} row ids but {shape[0]} rows of column {column.name!r} were put into {place}. {state}",
+            f"{rows} row ids but {shape[0]} rows of column {column.name!r} were put into {place}. {state} "
+            "Give one id a row.",
             kind="rows-mismatch",
         )
-
-
-def _rows_of(values: Any, rows: Array, low: int, high: int) -> Any:
-    if isinstance(values, Codes):
-        first, last = np.searchsorted(values.row, [rows[low], rows[high - 1] + 1])
-        return Codes(
-            row=values.row[first:last],
-            latent=values.latent[first:last],
-            value=values.value[first:last],
-        )
-    return np.asarray(values)[low:high]
-
-
-def _stored(values: Any, column: Column, *, raw: bool) -> tuple[Array, Array]:
-    """Return (values in the stored dtype, values as numbers)."""
-    values = np.asarray(values)
-    if column.dtype == "bfloat16":
-        if raw:
-            if values.dtype != np.uint16:
-                raise InvalidInputError(
-                    f"raw=True takes uint16 bits for bfloat16 column {column.name!r}, found {values.dtype}",
-                    kind="dtype-mismatch",
-                )
-            return np.ascontiguousarray(values), float32_of_bits(values)
-        plain = _cast(values, np.dtype(np.float32), column)
-        bits = bfloat16_bits(plain)
-        return (bits if column.bits else float32_of_bits(bits)), plain
-    stored = _cast(values, column.stored, column)
-    return stored, stored
-
-
-def _cast(values: Array, target: np.dtype[Any], column: Column) -> Array:
-    if not np.can_cast(values.dtype, target, "same_kind"):
-        raise InvalidInputError(
-            f"column {column.name!r} holds {column.dtype}; found {values.dtype}. The unfinished part was "
-            "dropped; committed parts stand. Convert the values first.",
-            kind="dtype-mismatch",
-        )
-    return np.ascontiguousarray(values, target)
 
 
 def _put_codes(attempt: Attempt, blocks: list[Codes]) -> None:

@@ -8,33 +8,79 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pkgutil
 import types
 from pathlib import Path
 
 import pytest
 
-PUBLIC: dict[str, list[str]] = {}
+import ingest
+import jobs
+import store
+
+PUBLIC: dict[str, list[str]] = {
+    "ingest": [],
+    "ingest.models": [
+        "ADAPTERS", "Anatomy", "AttentionSpec", "HookedModel", "LoadedModel", "ModelAdapter",
+        "Rotary", "SiteInfo", "Tap", "adapt", "attend", "bundled", "hardware_class", "load",
+        "merge", "provenance", "resolve_dtype", "resolve_sites", "rotate",
+    ],
+    "ingest.sources": ["SOURCES"],
+    "jobs": [],
+    "jobs.dictionaries": [],
+    "jobs.features": [
+        "ContextsConfig", "Encoded", "encode", "frame", "passage", "query", "table_names",
+        "telling", "top_passages",
+    ],
+    "jobs.report": ["render"],
+    "store": [
+        "ActlakeError", "Codes", "ConflictError", "CorruptError", "Coverage", "Document",
+        "InvalidInputError", "NotFoundError", "Report", "Store", "StoreError", "TokenSequence",
+        "TokensWriter", "UnavailableError", "UnsupportedVersionError", "Window", "Windows",
+        "Writer", "create", "open", "verify",
+    ],
+    "store.codecs": ["CODECS", "Codec"],
+}  # fmt: skip
 
 
-def _source(package):
-    return Path(inspect.getfile(package)).read_text(encoding="utf-8")
+def _packages():
+    """Return the dotted names of every package of ours."""
+    found = []
+    for root in (ingest, jobs, store):
+        walked = pkgutil.walk_packages(root.__path__, f"{root.__name__}.")
+        found += [root.__name__, *(module.name for module in walked if module.ispkg)]
+    return sorted(found)
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+PACKAGES = _packages()
+
+each_package = pytest.mark.parametrize("name", PACKAGES)
+
+
+def _public(package):
+    return list(getattr(package, "__all__", []))
+
+
+@each_package
 def test_public_names_are_those_pinned(name):
-    package = importlib.import_module(name)
-    names = list(package.__all__)
-    assert names == PUBLIC[name], f'paste into PUBLIC:\n    "{name}": {names},'.replace("'", '"')
+    names = _public(importlib.import_module(name))
+    paste = f'    "{name}": {names},'.replace("'", '"')
+    assert names == PUBLIC.get(name, []), f"if this is meant, paste into PUBLIC:\n{paste}"
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+def test_nothing_is_pinned_that_is_gone():
+    assert set(PUBLIC) <= set(PACKAGES)
+
+
+@each_package
 def test_public_names_are_sorted_and_all_there(name):
     package = importlib.import_module(name)
-    assert package.__all__ == sorted(set(package.__all__))
-    assert [public for public in package.__all__ if not hasattr(package, public)] == []
+    names = _public(package)
+    assert names == sorted(set(names))
+    assert [public for public in names if not hasattr(package, public)] == []
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@each_package
 def test_a_package_exports_nothing_beside_its_public_names(name):
     package = importlib.import_module(name)
     exported = {
@@ -43,13 +89,16 @@ def test_a_package_exports_nothing_beside_its_public_names(name):
         if not key.startswith("_")
         and not (isinstance(value, types.ModuleType) and value.__name__ == f"{name}.{key}")
     }
-    assert exported - {"annotations"} == set(package.__all__)
+    assert exported - {"annotations"} == set(_public(package))
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@each_package
 def test_an_init_file_only_says_what_it_is_and_re_exports(name):
-    body = ast.parse(_source(importlib.import_module(name))).body
-    assert ast.get_docstring(ast.Module(body, []))
+    package = importlib.import_module(name)
+    body = ast.parse(Path(inspect.getfile(package)).read_text(encoding="utf-8")).body
+    said = ast.get_docstring(ast.Module(body, []))
+    assert said
+    assert len(said.split()) >= 4, f"{name} does not say what it is: {said!r}"
     kinds = [type(statement).__name__ for statement in body[1:]]
     assert set(kinds) <= {"Import", "ImportFrom", "Assign", "AnnAssign"}
-    assert sum(kind in {"Assign", "AnnAssign"} for kind in kinds) == 1
+    assert sum(kind in {"Assign", "AnnAssign"} for kind in kinds) <= 1

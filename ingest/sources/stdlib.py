@@ -12,7 +12,9 @@ from pathlib import Path
 from ingest.contract import SourceDocument
 from ingest.sources.registry import SOURCES, file_hash, seeded_order
 
-_LEFT_OUT = frozenset({"test", "tests", "site-packages", "dist-packages", "__pycache__"})
+_LEFT_OUT = frozenset(
+    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+)
 
 
 def _files() -> list[tuple[str, Path]]:

