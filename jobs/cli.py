@@ -393,7 +393,7 @@ def _run(words: list[str], interrupts: Interrupts, *, as_json: bool) -> int:
     cls, run = VERBS[words[0]]
     config = parse(cls, words[1:], prog=f"actlake {words[0]}")
     if config.show_config:
-        print(to_yaml(config), end="")
+        print(settings.to_yaml(config), end="")
         return 0
     with Progress(quiet=as_json) as progress:
         context = Context(
@@ -451,17 +451,6 @@ def from_mapping(cls: Any, fields: Any, where: str) -> Any:
     }
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     return cls(**{**required, **plain})
-
-
-def to_yaml(config: Any) -> str:
-    """Return a config as YAML that ``--config`` reads."""
-    skipped = {"json", "config", "show_config"}
-    fields = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(config).items()
-        if name not in skipped
-    }
-    return yaml.safe_dump(fields, sort_keys=False)
 
 
 def _complain(error: ActlakeError, *, as_json: bool) -> None:

@@ -6,9 +6,11 @@ field's binary sense (16k = 16 384), for rows in the decimal one (400k = 400 000
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
+import yaml
 from tyro.conf import Positional
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -298,3 +300,14 @@ class ReportOn(Verb):
     """The store, for its summary."""
     out: str = "report.html"
     """File to write."""
+
+
+def to_yaml(config: Verb, *, without: Sequence[str] = ()) -> str:
+    """Return a config as YAML that ``--config`` reads."""
+    skipped = {"json", "config", "show_config", *without}
+    fields = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(config).items()
+        if name not in skipped
+    }
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)

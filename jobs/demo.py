@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from ingest.config import HarvestConfig, TokensConfig
 from ingest.run import Summary
 from ingest.run import ingest as run_ingest
 from ingest.sources import SOURCES
-from jobs.config import Demo
+from jobs.config import Demo, to_yaml
 from jobs.dictionaries import TrainConfig
 from jobs.dictionaries.run import evaluate_on, train_on
+from jobs.errors import JobError
 from jobs.features import ContextsConfig, encode, telling, top_passages
 from jobs.feed import StoreFeed, usual_rows
 from jobs.interrupts import Interrupts
@@ -25,8 +25,10 @@ from jobs.report import render
 from jobs.results import Result
 from jobs.runtimes.in_process import InProcess
 from jobs.summary import summarize
-from store import Store, verify
+from store import ConflictError, Store, verify
 from store import open as open_store
+
+CODES = "codes"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +63,7 @@ def demo(config: Demo, *, progress: Progress, interrupts: Interrupts) -> Outcome
     """Run (or complete) the demo in ``config.out``."""
     began = time.monotonic()
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, config)
     ingested, results = _ingest(config, out, progress)
     site = f"acts:{ingested.sites[0]}"
     store = open_store(ingested.url)
@@ -83,10 +85,9 @@ def demo(config: Demo, *, progress: Progress, interrupts: Interrupts) -> Outcome
     figures, evaluated = evaluate_on(
         store, site, book, out, progress=lambda done: progress("evaluate", done, None)
     )
-    group = f"codes-{book.sha[:8]}"
-    encode(store, site, book, group, progress=lambda done, total: progress("encode", done, total))
+    encode(store, site, book, CODES, progress=lambda done, total: progress("encode", done, total))
     store = store.refresh()
-    contexts = _contexts(store, group, out, config.rows)
+    contexts = _contexts(store, out, config.rows)
     report = verify(store, progress=lambda _, done: progress("verify", done >> 20, None, "MiB"))
     results = [trained, evaluated, contexts, *results]
     page = render(results, summarize(store, report=report), out / "report.html")
@@ -100,6 +101,29 @@ def demo(config: Demo, *, progress: Progress, interrupts: Interrupts) -> Outcome
         digest=report.digest,
         seconds=time.monotonic() - began,
     )
+
+
+def _claim(out: Path, config: Demo) -> None:
+    """Make the folder, or refuse one that holds a demo of other settings."""
+    text = to_yaml(config, without=("out",))
+    file = out / "demo.yaml"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            file.write_text(text, encoding="utf-8")
+        held = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise JobError(
+            f"{out} cannot be used: {error.strerror}. Nothing was written. Choose another --out.",
+            kind="not-permitted",
+        ) from error
+    if held != text:
+        changed = sorted(set(text.splitlines()) - set(held.splitlines()))
+        raise ConflictError(
+            f"{out} holds a demo of other settings; asked for {'; '.join(changed)}. Nothing was written and "
+            "that demo stands. Choose another --out, or the settings in its demo.yaml.",
+            kind="other-config",
+        )
 
 
 def _ingest(
@@ -132,14 +156,14 @@ def _train_config(config: Demo, store: Store, site: str) -> TrainConfig:
     return TrainConfig(variant=variant, steps=steps, batch_rows=batch_rows, seed=config.seed)
 
 
-def _contexts(store: Store, group: str, out: Path, rows: int) -> Result:
+def _contexts(store: Store, out: Path, rows: int) -> Result:
     share = min(
         1.0, rows / 400_000
     )  # the limits are set for the default run and follow its size down
     config = ContextsConfig(
-        group=group, min_rows=max(3, round(40 * share)), min_documents=max(2, round(12 * share))
+        group=CODES, min_rows=max(3, round(40 * share)), min_documents=max(2, round(12 * share))
     )
-    described = json.loads(json.dumps({"group": group, "latents": config.latents}))
+    described = {"group": CODES, "recipe": store.groups[CODES].recipe_hash, **asdict(config)}
     result = Result.create(out, "contexts", described, store=store.id, pin=store.pin())
     if not result.done:
         with result:

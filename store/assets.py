@@ -10,7 +10,7 @@ from store.errors import CorruptError, InvalidInputError, NotFoundError
 from store.schema import check_name, make_record, read_record, sha256
 from store.storage import Storage
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 def put_asset(storage: Storage, store_id: str, files: Mapping[str, bytes]) -> str:
@@ -20,18 +20,18 @@ def put_asset(storage: Storage, store_id: str, files: Mapping[str, bytes]) -> st
     -------
     The asset's id: the hash (``self``) of its manifest ``{name: [size, sha256]}``.
     """
-    if _MANIFEST in files:
+    if MANIFEST in files:
         raise InvalidInputError(
-            f"an asset file may not be called {_MANIFEST}: that is the asset's own list. Nothing was "
+            f"an asset file may not be called {MANIFEST}: that is the asset's own list. Nothing was "
             "written. Choose another name.",
             kind="bad-name",
         )
     body = {"files": {check_name(n, "asset file"): [len(d), sha256(d)] for n, d in files.items()}}
     data, asset = make_record("asset", store_id, body)
-    if not exists(storage, f"assets/{asset}/{_MANIFEST}"):
+    if not exists(storage, f"assets/{asset}/{MANIFEST}"):
         for name, content in files.items():
             storage.create(f"assets/{asset}/{name}", content)
-        storage.create(f"assets/{asset}/{_MANIFEST}", data)
+        storage.create(f"assets/{asset}/{MANIFEST}", data)
     return asset
 
 
@@ -45,7 +45,7 @@ def get_asset(storage: Storage, store_id: str, asset: str) -> dict[str, bytes]:
     CorruptError
         ``asset-damaged``: a file is gone or does not fit the manifest.
     """
-    key = f"assets/{check_name(asset, 'asset')}/{_MANIFEST}"
+    key = f"assets/{check_name(asset, 'asset')}/{MANIFEST}"
     try:
         data = storage.get(key)
     except NotFoundError as error:

@@ -78,7 +78,11 @@ def shard_path(column: str, dimensions: int) -> str:
 def check_object_path(path: str) -> str:
     """Return ``path`` where it may name an object of an attempt, else raise ``bad-path``."""
     if _OBJECT.fullmatch(path) is None or ".." in path.split("/"):
-        raise InvalidInputError(f"object path {path!r} leaves its attempt", kind="bad-path")
+        raise InvalidInputError(
+            f"object path {path!r} leaves its attempt. Nothing was read or written. Restore the record that "
+            "names it.",
+            kind="bad-path",
+        )
     return path
 
 

@@ -24,7 +24,7 @@ from store.errors import (
 )
 from store.storage import Written, check_key, missing, short
 
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
 _FOLDER_TRIES = 16  # a racing writer's clean-up may take an empty folder away between two calls
 # macOS has no fdatasync; fsync does the same and more.
 _sync_file = getattr(os, "fdatasync", os.fsync)
@@ -176,7 +176,7 @@ class PosixStream:
 
     def __init__(self, path: Path, key: str, url: str) -> None:
         self._path, self._key, self._url = path, key, url
-        self._temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
+        self._temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = os.open(self._temporary, flags, 0o644)
         self._size = 0

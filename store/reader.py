@@ -13,7 +13,7 @@ from store.assets import get_asset, put_asset
 from store.commits import seal
 from store.coverage import Coverage
 from store.digest import digest
-from store.errors import ConflictError, NotFoundError
+from store.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
 from store.pins import pin_id, write_pin
 from store.rows import Rows
 from store.schema import Column, Group, make_record, read_record
@@ -100,7 +100,13 @@ def _open(storage: Storage, pin: str | None) -> Store:
             "path, or make one: actlake ingest --out PATH …",
             kind="store-missing",
         ) from error
-    record = read_record(data, "store", None, f"{storage.url}/{layout.STORE_KEY}")
+    where = f"{storage.url}/{layout.STORE_KEY}"
+    record = read_record(data, "store", None, where)
+    try:
+        layout.check_parts(record["part_rows"], record["part_stride"])
+    except InvalidInputError as error:
+        message = f"{where} numbers rows as no store does: {error.message} Restore it from a copy."
+        raise CorruptError(message, kind="record-invalid", path=where) from error
     return Store(storage, record, pin)
 
 
@@ -125,12 +131,12 @@ class Store:
         return self._storage.url
 
     def refresh(self) -> Store:
-        """Return the store as it is now."""
-        return Store(
-            self._storage,
-            {"store": self.id, "part_stride": self.part_stride, "part_rows": self.part_rows},
-            self.view.pin,
-        )
+        """Return the store as it is now (where it was opened with a pin: what of the pin is left)."""
+        return self._reopened(self.view.pin)
+
+    def _reopened(self, pin: str | None) -> Store:
+        numbers = {"part_stride": self.part_stride, "part_rows": self.part_rows}
+        return Store(self._storage, {"store": self.id, **numbers}, pin)
 
     # -- what is there ---------------------------------------------------------------------------------
 
@@ -375,11 +381,12 @@ class Store:
         >>> float(s.refresh().read("h").sum())
         96.0
         """
+        live = self if self.view.pin is None else self._reopened(None)
         if group == "tokens":
             sized = {**recipe, "part_rows": self.part_rows}
-            return TokensWriter(self, recipe=sized, provenance=provenance)
+            return TokensWriter(live, recipe=sized, provenance=provenance)
         return Writer(
-            self,
+            live,
             group,
             columns={
                 name: Column.parse(name, spec, codec=codec)

@@ -77,7 +77,11 @@ class Storage(Protocol):
 def check_key(key: str) -> str:
     """Return ``key`` where it is a legal relative key, else raise ``bad-key``."""
     if _KEY.fullmatch(key) is None:
-        raise InvalidInputError(f"{key!r} is no legal key of a store", kind="bad-key")
+        raise InvalidInputError(
+            f"{key!r} is no legal key of a store. Nothing was read or written. Keys are relative, of letters, "
+            "digits and _ . @ = - between slashes.",
+            kind="bad-key",
+        )
     return key
 
 

@@ -9,26 +9,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from store import layout, tables
-from store.assets import get_asset
-from store.checksum import crc32c
-from store.commits import Commit, list_commits
+from store.assets import MANIFEST, get_asset
+from store.checksum import extend
+from store.commits import Commit, exists, list_commits
 from store.digest import digest
-from store.errors import CorruptError, StoreError
+from store.errors import CorruptError, NotFoundError, StoreError
 from store.layout import CHUNK_ROWS
-from store.schema import Column, Group, read_record
-from store.shards import ShardReader, identity
+from store.pins import load_pin
+from store.posix import TEMPORARY
+from store.schema import Column, Group
 from store.view import View
 
 if TYPE_CHECKING:
     from store.reader import Store
 
 
+_CRC_BYTES = 8 << 20
+
+
 @dataclass(kw_only=True)
 class Report:
     """What a verification found.
 
-    ``problems`` and ``orphans`` are JSON values; orphans (files no record names) are harmless: no reader ever
-    looks at them, and gc removes them.
+    ``problems`` and ``orphans`` are JSON values; orphans (files no record names: what a killed or a working
+    writer has written so far) are harmless: no reader ever looks at them, and gc removes old ones.
     """
 
     groups: int = 0
@@ -127,7 +131,7 @@ def _verify_rows(view: View, commit: Commit) -> None:
     base = commit.part * view.stride_rows
     if commit.group == "tokens":
         row = tables.column(view.table(commit, "tokens.parquet"), "row")
-        good = len(row) == commit.rows and bool((row == base + np.arange(commit.rows)).all())
+        good = np.array_equal(row, base + np.arange(commit.rows)) and _tiled(view, commit, base)
     else:
         kept = view.kept(commit)
         tokens = view.commit("tokens", commit.part)
@@ -147,6 +151,17 @@ def _verify_rows(view: View, commit: Commit) -> None:
         )
 
 
+def _tiled(view: View, commit: Commit, base: int) -> bool:
+    """Return whether the part's sequences lie one behind the other and fill it."""
+    data = view.table(commit, "sequences.parquet")
+    first, rows = (tables.column(data, name).astype(np.int64) for name in ("first_row", "rows"))
+    starts = base + np.concatenate([[0], np.cumsum(rows)])
+    same = np.array_equal(first, starts[:-1]) and np.array_equal(
+        tables.column(data, "seq_id"), first
+    )
+    return bool(same and starts[-1] == base + commit.rows and (rows > 0).all())
+
+
 def _verify_object(view: View, group: Group, commit: Commit, path: str, report: Report) -> None:
     for column in group.columns.values():
         if column.kind == "dense" and path == layout.shard_path(column.name, 1 + len(column.shape)):
@@ -159,24 +174,13 @@ def _verify_object(view: View, group: Group, commit: Commit, path: str, report: 
 def _verify_shard(view: View, commit: Commit, column: Column, path: str, report: Report) -> None:
     """Check a shard chunk by chunk, so that each bad chunk is named, then as a whole."""
     item = commit.objects[path]
-    reader = ShardReader(
-        view.storage,
-        commit.prefix,
-        column,
-        identity(view.store_id, commit.group, commit.part, column.name, commit.attempt),
-        rows=commit.rows,
-        stride_rows=view.stride_rows,
-        size=item.size,
-    )
+    reader = view.open_shard(commit, column)
     bad = len(report.problems)
     out = np.empty((CHUNK_ROWS, *column.shape), column.stored)
     for chunk in range(-(-commit.rows // CHUNK_ROWS)):
         _guard(report, reader.read_chunks, [chunk], [out])
     report.checked_bytes += item.size
-    if (
-        len(report.problems) == bad
-        and f"{crc32c(view.storage.get(commit.prefix + path)):08x}" != item.crc32c
-    ):
+    if len(report.problems) == bad and _crc(view, commit.prefix + path, item.size) != item.crc32c:
         raise CorruptError(
             f"the shard of group {commit.group!r}, part {commit.part}, column {column.name!r} was changed "
             "outside its chunks and index (its values are intact). Restore it from a copy.",
@@ -185,6 +189,15 @@ def _verify_shard(view: View, commit: Commit, column: Column, path: str, report:
             part=commit.part,
             column=column.name,
         )
+
+
+def _crc(view: View, key: str, size: int) -> str:
+    crc, buffer = 0, np.empty(min(size, _CRC_BYTES), np.uint8)
+    for low in range(0, size, _CRC_BYTES):
+        piece = buffer[: min(_CRC_BYTES, size - low)]
+        view.storage.read_into(key, [(low, piece)])
+        crc = extend(crc, piece)
+    return f"{crc:08x}"
 
 
 def _verify_seal(view: View, name: str, rows: int) -> None:
@@ -197,10 +210,12 @@ def _verify_seal(view: View, name: str, rows: int) -> None:
             kind="seal-broken",
             group=name,
         )
-    extra = sorted(set(list_commits(view.storage, name)) - set(parts))
+    extra = sorted(set(list_commits(view.storage, name)) - set(parts) - view.retired(name))
     if extra and view.pin is None:
         raise CorruptError(
-            f"group {name!r} has commits behind its seal: parts {extra[:8]}. They are ignored.",
+            f"group {name!r} has commits of parts {extra[:8]}, which the tokens do not have (they are "
+            "sealed before them, or a tokens record is gone). Readers ignore them. Restore the tokens "
+            "record from a copy, if there was one.",
             kind="beyond-seal",
             group=name,
         )
@@ -211,27 +226,47 @@ def _names(store: Store) -> list[str]:
 
 
 def _verify_pin(store: Store, key: str) -> None:
-    read_record(store.view.storage.get(key), "pin", store.id, key)
+    load_pin(store.view.storage, store.id, key.removeprefix("pins/").removesuffix(".json"))
 
 
 def _verify_records(store: Store, report: Report) -> None:
     storage = store.view.storage
     for key in list(storage.keys("pins")):
-        _guard(report, _verify_pin, store, key)
+        if key.endswith(".json"):
+            _guard(report, _verify_pin, store, key)
     for asset in storage.folders("assets"):
-        if any(key.endswith("manifest.json") for key in storage.keys(f"assets/{asset}")):
+        if exists(storage, f"assets/{asset}/{MANIFEST}"):
             files = _guard(report, get_asset, storage, store.id, asset)
             report.checked_bytes += sum(map(len, (files or {}).values()))
 
 
 def _orphans(view: View, groups: Sequence[str]) -> Iterator[str]:
-    """Yield attempt folders that no commit names."""
+    """Yield attempt folders that no commit names, assets without a manifest, and temporary files."""
+    storage = view.storage
     for name in groups:
-        for folder in view.storage.folders(f"groups/{name}/parts"):
-            try:
-                commits = [view.commit(name, int(folder)).attempt]
-            except (StoreError, ValueError):
-                commits = []
-            for attempt in view.storage.folders(f"groups/{name}/parts/{folder}"):
-                if attempt not in commits:
-                    yield f"groups/{name}/parts/{folder}/{attempt}"
+        for folder in storage.folders(f"groups/{name}/parts"):
+            if folder.isdigit():
+                yield from _orphan_attempts(view, name, int(folder))
+    for asset in storage.folders("assets"):
+        if not exists(storage, f"assets/{asset}/{MANIFEST}"):
+            yield f"assets/{asset}"
+    for key in storage.keys(""):
+        if "/parts/" not in key and key.rpartition("/")[2].startswith(TEMPORARY):
+            yield key
+
+
+def _orphan_attempts(view: View, name: str, part: int) -> Iterator[str]:
+    """Yield a part's attempts that its record does not name; none where the record cannot be read.
+
+    A writer at work has an attempt here too, until it commits.
+    """
+    named = None
+    try:
+        named = view.commit(name, part).attempt
+    except NotFoundError:
+        if exists(view.storage, layout.commit_key(name, part)):
+            return
+    except StoreError:
+        return
+    prefix = f"groups/{name}/parts/{part:08d}"
+    yield from (f"{prefix}/{a}" for a in view.storage.folders(prefix) if a != named)

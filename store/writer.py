@@ -227,7 +227,8 @@ class Writer:
                 "rows.parquet", tables.encode(tables.table({"row": ids}, tables.ROWS)), at.rows
             )
         if at.scalars:
-            columns = {name: np.concatenate(blocks) for name, blocks in at.scalars.items()}
+            # Sorted as in group.json: whoever joins the group later must write the same order.
+            columns = {name: np.concatenate(at.scalars[name]) for name in sorted(at.scalars)}
             data = tables.encode(tables.table({"row": ids, **columns}))
             at.attempt.put("scalars.parquet", data, at.rows)
         if any(column.kind == "codes" for column in self.group.columns.values()):

@@ -139,11 +139,11 @@ def _lead(
     summary: Mapping[str, Any],
 ) -> str:
     """Return one or two sentences that say what this is and what came out."""
-    configs = [result.card.config for result in results]
-    model, latents = runs.find(configs, "model"), runs.find(configs, "latents")
+    metrics = next((found.metrics for found in evaluations if found is not None), {})
+    latents, model = _latents(results, metrics), runs.model(results)
     rows = max((int(group.get("rows", 0)) for group in summary.get("groups", [])), default=0)
     said = []
-    if latents is not None and isinstance(latents, int):
+    if latents is not None:
         said.append(f"A dictionary of {numbers.count(latents)} latents")
         if model:
             said.append(f"for {model}")
@@ -153,7 +153,6 @@ def _lead(
         said.append(
             f"{numbers.count(rows)} rows in a store" if rows else "Results and their run cards"
         )
-    metrics = next((found.metrics for found in evaluations if found is not None), {})
     if "fvu" in metrics and "l0_p50" in metrics:
         said[-1] += "."
         said.append(
@@ -161,3 +160,12 @@ def _lead(
             f"variance with {numbers.decimal(metrics['l0_p50'])} active latents on the median row"
         )
     return " ".join(said) + "."
+
+
+def _latents(results: Sequence[Result], metrics: Mapping[str, float]) -> float | None:
+    """Return the dictionary's number of latents, from its evaluation or its training config."""
+    if "latents" in metrics:
+        return metrics["latents"]
+    configs = [result.card.config for result in results]
+    said = runs.find(runs.find(configs, "variant"), "latents")
+    return float(said) if isinstance(said, int) else None

@@ -28,6 +28,8 @@ _VARIABLES = {_INK: "--ink-2", _FAINT: "--rule", _LINE: "--accent", _MARK: "--wa
 # CSS pixels at which fonts have their size: about what a page of two or three columns, or a phone,
 # gives a drawing.
 WIDE, SMALL = (380, 228), (280, 186)
+
+_DOTS = 12  # a line through fewer points than this shows the points
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -70,15 +72,17 @@ class Line:
 
 
 def line(plot: Line) -> str:
-    """Return a line drawn through points that are finite; a lone point is drawn as a dot."""
+    """Return a line drawn through points that are finite; few points are marked."""
     with _Canvas(plot.name, plot.alt, plot.size) as canvas:
         axes = canvas.axes
         x, y = np.asarray(plot.x, dtype=np.float64), np.asarray(plot.y, dtype=np.float64)
         good = np.isfinite(x) & np.isfinite(y)
-        axes.plot(x[good], y[good], color=_LINE, marker="o" if good.sum() < 2 else "")
+        axes.plot(
+            x[good], y[good], color=_LINE, marker="o" if good.sum() < _DOTS else "", markersize=4
+        )
         # From zero, or a flat line's noise would look like change.
         axes.set_ylim(bottom=0, top=None if np.any(y[good] > 0) else 1)
-        axes.set_xlim(0, max(1.0, float(x[good].max(initial=0))))
+        axes.set_xlim(0, max(1.0, float(x[np.isfinite(x)].max(initial=0))), auto=False)
         axes.xaxis.set_major_formatter(_thousands)
         axes.yaxis.set_major_formatter(_thousands)
         axes.locator_params(axis="y", nbins=5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.report import numbers
@@ -33,10 +34,17 @@ def find(config: Any, *names: str) -> Any:
 
 def site(results: Sequence[Result]) -> str | None:
     """Return the site the results are about, where their configs name one."""
-    found = find([result.card.config for result in results], "site", "column", "sites")
+    configs = [result.card.config for result in results]
+    found = find(configs, "site") or find(configs, "sites")  # one that was resolved, or as asked
     if isinstance(found, list):
         return ", ".join(str(name) for name in found)
     return None if found is None else str(found)
+
+
+def model(results: Sequence[Result]) -> str | None:
+    """Return the model's name where a config gives one; of a path, its last two parts."""
+    found = find([result.card.config for result in results], "model")
+    return None if found is None else "/".join(Path(str(found)).parts[-2:])
 
 
 def runs(key: str, results: Sequence[Result]) -> Html:
@@ -107,17 +115,16 @@ def following(key: str, results: Sequence[Result], summary: Mapping[str, Any]) -
     """Return commands that lead on from here, with this store's address filled in."""
     url = shlex.quote(str(summary.get("url") or "STORE"))
     about = shlex.quote(site(results) or "SITE")
-    query = (
-        "SELECT d.name, count(*) AS n FROM tokens t JOIN documents d USING (doc_id) "
-        "GROUP BY d.name ORDER BY n DESC LIMIT 10"
-    )
+    name = shlex.quote(str(find([result.card.config for result in results], "model") or "MODEL"))
+    drawn = " ".join(shlex.quote(str(result.path)) for result in results)
+    query = _query(summary)
     steps = [
         ("See what the store holds", f"actlake inspect {url}"),
         ("Read every byte back", f"actlake verify {url}"),
         ("Ask in SQL; every table joins by row", f"actlake query {url} {shlex.quote(query)}"),
         (
             "Add another layer over the same rows",
-            f"actlake ingest --into {url} --group early --model MODEL --sites blocks.0.resid_post",
+            f"actlake ingest --into {url} --group early --model {name} --sites blocks.0.resid_post",
         ),
         (
             "Train several dictionaries",
@@ -125,12 +132,22 @@ def following(key: str, results: Sequence[Result], summary: Mapping[str, Any]) -
             "--latents 2k,4k --k 16,32 --out DIR",
         ),
     ]
-    steps += [
-        ("Draw the report of one result again", f"actlake report {shlex.quote(str(result.path))}")
-        for result in results[:1]
-    ]
+    if results:
+        steps.append(("Draw this page again", f"actlake report {drawn} --on {url}"))
     items = [
         element("li", element("p", said), element("pre", command, tabindex="0"))
         for said, command in steps
     ]
     return section(key, "Where to go next", element("ul", *items, class_="commands"))
+
+
+def _query(summary: Mapping[str, Any]) -> str:
+    """Return a query this very store can answer: over its codes where it has some."""
+    for group in summary.get("groups", []):
+        if any("codes" in (c.get("kind"), c.get("dtype")) for c in group.get("columns", [])):
+            name = '"' + str(group.get("name", "")).replace('"', '""') + '"'
+            return (
+                f"SELECT latent, count(*) AS n, max(value) AS top FROM {name} JOIN tokens "
+                "USING (row) WHERE split = 2 GROUP BY latent ORDER BY n DESC LIMIT 10"
+            )
+    return "SELECT name, sum(rows) AS n FROM documents GROUP BY name ORDER BY n DESC LIMIT 10"

@@ -113,8 +113,8 @@ def _columns(groups: list[Mapping[str, Any]]) -> Html:
                     code(f"{group.get('name', '')}:{column.get('name', '')}"),
                     column.get("dtype", ""),
                     " × ".join(str(side) for side in column.get("shape", [])) or "–",
-                    numbers.size(size),
-                    numbers.size(size / rows) if rows else "–",
+                    numbers.size(size) if size else "–",
+                    numbers.size(size / rows) if size and rows else "–",
                 )
             )
     return details(f"{len(lines)} columns", table("Columns", head, lines, text_columns=2))

@@ -1,0 +1,148 @@
+"""Faults on purpose: a storage that dies or lies at its n-th call, and damage to stored bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from store.errors import UnavailableError
+from store.memory import MemoryStorage
+from store.storage import Storage, Stream, Written
+
+
+class Killed(BaseException):
+    """The process is gone: no handler of ours may do anything after this."""
+
+
+@dataclass
+class Plan:
+    """What happens at which call.
+
+    Parameters
+    ----------
+    at
+        Number of the writing call, from 1, at which the fault strikes; 0 never.
+    mode
+        ``killed-before`` and ``killed-after``: the process dies before or after the call took effect.
+        ``refused``: the call raises and did nothing. ``answer-lost``: the call took effect and raises.
+    """
+
+    at: int = 0
+    mode: str = "killed-before"
+    calls: int = 0
+    dead: bool = False
+    log: list[str] = field(default_factory=list)
+
+    def run(self, what: str, call: Any, *arguments: Any) -> Any:
+        """Do one writing call, or what the plan makes of it."""
+        self.calls += 1
+        self.log.append(what)
+        if self.dead or (self.calls == self.at and self.mode == "killed-before"):
+            self.dead = True
+            raise Killed
+        if self.calls == self.at and self.mode == "refused":
+            raise UnavailableError(f"{what} was refused on purpose. Try again.")
+        done = call(*arguments)
+        if self.calls == self.at and self.mode == "killed-after":
+            self.dead = True
+            raise Killed
+        if self.calls == self.at and self.mode == "answer-lost":
+            raise UnavailableError(f"{what} was done, its answer lost on purpose. Try again.")
+        return done
+
+
+class FaultyStorage:
+    """A storage whose writing calls follow a plan; reading calls only die with the process."""
+
+    def __init__(self, inner: Storage, plan: Plan) -> None:
+        self.inner, self.plan, self.url = inner, plan, inner.url
+
+    def _alive(self) -> Storage:
+        if self.plan.dead:
+            raise Killed
+        return self.inner
+
+    def create(self, key: str, data: bytes) -> bool:
+        """See ``Storage``."""
+        return bool(self.plan.run(f"create {key}", self.inner.create, key, data))
+
+    def put(self, key: str, data: bytes) -> Written:
+        """See ``Storage``."""
+        written: Written = self.plan.run(f"put {key}", self.inner.put, key, data)
+        return written
+
+    def stream(self, key: str) -> Stream:
+        """See ``Storage``."""
+        return _FaultyStream(self._alive().stream(key), self.plan, key)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See ``Storage``."""
+        self.plan.run("delete", self.inner.delete, list(keys))
+
+    def get(self, key: str) -> bytes:
+        """See ``Storage``."""
+        return self._alive().get(key)
+
+    def size(self, key: str) -> int:
+        """See ``Storage``."""
+        return self._alive().size(key)
+
+    def read_into(self, key: str, ranges: Sequence[tuple[int, Any]]) -> None:
+        """See ``Storage``."""
+        self._alive().read_into(key, ranges)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """See ``Storage``."""
+        return self._alive().keys(prefix)
+
+    def folders(self, prefix: str) -> list[str]:
+        """See ``Storage``."""
+        return self._alive().folders(prefix)
+
+    def local_path(self, key: str) -> Path | None:
+        """See ``Storage``."""
+        return self._alive().local_path(key)
+
+
+class _FaultyStream:
+    def __init__(self, inner: Stream, plan: Plan, key: str) -> None:
+        self._inner, self._plan, self._key = inner, plan, key
+
+    def write(self, *buffers: Any) -> None:
+        self._plan.run(f"write {self._key}", self._inner.write, *buffers)
+
+    def finish(self) -> Written:
+        written: Written = self._plan.run(f"finish {self._key}", self._inner.finish)
+        return written
+
+    def abandon(self) -> None:
+        if not self._plan.dead:
+            self._inner.abandon()
+
+
+# -- damage ------------------------------------------------------------------------------------------------
+
+
+def overwrite(storage: Storage, key: str, data: bytes | None) -> None:
+    """Replace an object behind the store's back, or remove it where ``data`` is None."""
+    if isinstance(storage, MemoryStorage):
+        storage.delete([key])
+        if data is not None:
+            storage.create(key, data)
+        return
+    path = storage.local_path(key)
+    assert path is not None
+    if data is None:
+        path.unlink()
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def flip(data: bytes, at: int, bit: int = 0) -> bytes:
+    """Return bytes with one bit turned over."""
+    changed = bytearray(data)
+    changed[at] ^= 1 << bit
+    return bytes(changed)
