@@ -1,1 +1,1 @@
-"""."""
+"""Prompts become rows: sources, models, plan, harvest."""

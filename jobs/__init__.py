@@ -1,1 +1,1 @@
-"""."""
+"""Rows become results: dictionaries, features, reports, and the front door."""

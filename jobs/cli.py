@@ -220,13 +220,13 @@ def _train(config: settings.Train, context: Context) -> int:
 
 
 def _eval(config: settings.Eval, context: Context) -> int:
-    from jobs.dictionaries.run import evaluate_on, load
+    from jobs.dictionaries.run import evaluate_on, figures, load
     from store import open as open_store
 
     book = load(config.dictionary)
     store = open_store(config.on)
     split = None if config.split == "all" else config.split
-    found, result = evaluate_on(
+    result = evaluate_on(
         store,
         _site_of(book.meta, config.site),
         book,
@@ -234,11 +234,13 @@ def _eval(config: settings.Eval, context: Context) -> int:
         split=split,
         progress=lambda done: context.progress("evaluate", done, None),
     )
+    found = figures(result)
     text = (
-        f"FVU {found.fvu:.4f}, L0 {found.l0:.1f}, {found.dead} of {len(found.fired)} latents dead, "
-        f"cosine {found.cosine:.4f} on {found.rows:,} rows of split {config.split}\n{result.path}"
+        f"FVU {found['fvu']:.4f}, L0 {found['l0_mean']:.1f}, {found['dead']:.0f} of {found['latents']:.0f} "
+        f"latents dead, cosine {found['cosine']:.4f} on {found['rows']:,.0f} rows of split {config.split}\n"
+        f"{result.path}"
     )
-    context.printer.answer({"result": str(result.path), **found.to_json()}, text)
+    context.printer.answer({"result": str(result.path), **found}, text)
     return 0
 
 

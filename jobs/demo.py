@@ -15,7 +15,7 @@ from ingest.run import ingest as run_ingest
 from ingest.sources import SOURCES
 from jobs.config import Demo, to_yaml
 from jobs.dictionaries import TrainConfig
-from jobs.dictionaries.run import evaluate_on, train_on
+from jobs.dictionaries.run import evaluate_on, figures, train_on
 from jobs.errors import JobError
 from jobs.features import ContextsConfig, encode, telling, top_passages
 from jobs.feed import StoreFeed, usual_rows
@@ -82,7 +82,7 @@ def demo(config: Demo, *, progress: Progress, interrupts: Interrupts) -> Outcome
             ),
             should_stop=interrupts.asked,
         )
-    figures, evaluated = evaluate_on(
+    evaluated = evaluate_on(
         store, site, book, out, progress=lambda done: progress("evaluate", done, None)
     )
     encode(store, site, book, CODES, progress=lambda done, total: progress("encode", done, total))
@@ -90,14 +90,15 @@ def demo(config: Demo, *, progress: Progress, interrupts: Interrupts) -> Outcome
     contexts = _contexts(store, out, config.rows)
     report = verify(store, progress=lambda _, done: progress("verify", done >> 20, None, "MiB"))
     results = [trained, evaluated, contexts, *results]
+    found = figures(evaluated)
     page = render(results, summarize(store, report=report), out / "report.html")
     return Outcome(
         report=str(page),
         store=store.url,
         results=tuple(str(result.path) for result in results),
-        fvu=figures.fvu,
-        l0=figures.l0,
-        dead=figures.dead,
+        fvu=found["fvu"],
+        l0=found["l0_mean"],
+        dead=int(found["dead"]),
         digest=report.digest,
         seconds=time.monotonic() - began,
     )

@@ -1,4 +1,7 @@
-"""Assets: small content-addressed files beside the rows (tokenizers, dictionaries, a synthetic source's truth)."""
+"""Assets: small content-addressed files beside the rows (tokenizers, dictionaries, a synthetic source's truth).
+
+An asset's id depends on its files alone: recipes name assets, and equal recipes in two stores must be equal.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from store.schema import check_name, make_record, read_record, sha256
 from store.storage import Storage
 
 MANIFEST = "manifest.json"
+ANY_STORE = ""  # what a manifest says for `store`
 
 
-def put_asset(storage: Storage, store_id: str, files: Mapping[str, bytes]) -> str:
+def put_asset(storage: Storage, files: Mapping[str, bytes]) -> str:
     """Write content-addressed files; the manifest is written last, so an asset is whole or absent.
 
     Returns
@@ -27,7 +31,7 @@ def put_asset(storage: Storage, store_id: str, files: Mapping[str, bytes]) -> st
             kind="bad-name",
         )
     body = {"files": {check_name(n, "asset file"): [len(d), sha256(d)] for n, d in files.items()}}
-    data, asset = make_record("asset", store_id, body)
+    data, asset = make_record("asset", ANY_STORE, body)
     if not exists(storage, f"assets/{asset}/{MANIFEST}"):
         for name, content in files.items():
             storage.create(f"assets/{asset}/{name}", content)
@@ -35,7 +39,7 @@ def put_asset(storage: Storage, store_id: str, files: Mapping[str, bytes]) -> st
     return asset
 
 
-def get_asset(storage: Storage, store_id: str, asset: str) -> dict[str, bytes]:
+def get_asset(storage: Storage, asset: str) -> dict[str, bytes]:
     """Return an asset's files, each checked against the manifest.
 
     Raises
@@ -54,7 +58,7 @@ def get_asset(storage: Storage, store_id: str, asset: str) -> dict[str, bytes]:
             kind="asset-missing",
             path=key,
         ) from error
-    record = read_record(data, "asset", store_id, key)
+    record = read_record(data, "asset", ANY_STORE, key)
     if record["self"] != asset:
         raise foreign_record(key, f"is the manifest of asset {record['self']}")
     return {

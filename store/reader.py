@@ -301,11 +301,11 @@ class Store:
 
     def put_asset(self, files: Mapping[str, bytes]) -> str:
         """Write content-addressed files and return the asset's id."""
-        return put_asset(self._storage, self.id, files)
+        return put_asset(self._storage, files)
 
     def asset(self, asset: str) -> dict[str, bytes]:
         """Return an asset's files, checked."""
-        return get_asset(self._storage, self.id, asset)
+        return get_asset(self._storage, asset)
 
     def seal(self, group: str) -> bool:
         """Seal a group where every part of sealed tokens is committed; return whether it is sealed."""

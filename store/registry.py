@@ -106,7 +106,12 @@ class Registry:
                 f"known: {', '.join(sorted(known))}. Nothing was started.",
                 kind="unknown-field",
             )
-        return cls(**fields)
+        return cls(**{name: _tuples(value) for name, value in fields.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """Return JSON lists as tuples, as frozen configs hold them."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def to_json(config: Any) -> dict[str, Any]:

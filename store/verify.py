@@ -236,7 +236,7 @@ def _verify_records(store: Store, report: Report) -> None:
             _guard(report, _verify_pin, store, key)
     for asset in storage.folders("assets"):
         if exists(storage, f"assets/{asset}/{MANIFEST}"):
-            files = _guard(report, get_asset, storage, store.id, asset)
+            files = _guard(report, get_asset, storage, asset)
             report.checked_bytes += sum(map(len, (files or {}).values()))
 
 

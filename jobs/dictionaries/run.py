@@ -116,25 +116,30 @@ def evaluate_on(
     *,
     split: str | None = "test",
     progress: Callable[[int], None] | None = None,
-) -> tuple[EvalResult, Result]:
+) -> Result:
     """Evaluate a dictionary on a site's ordinary rows of one split.
 
     Returns
     -------
-    The figures and the result: tables ``summary``, ``latents`` (density) and ``positions``.
+    The result: tables ``summary`` (see ``figures``), ``latents`` (density) and ``positions``.
     """
     where = usual_rows(split)
     group = store.view.resolve(site)[0].name
     described = {"site": site, "split": split, "dictionary": book.sha}
     result = Result.create(out, "eval", described, store=store.id, pin=store.pin(["tokens", group]))
-    rows = ((b.x, b.tokens["pos"]) for b in blocks(store, site, where=where, extra=["pos"]))
-    if result.done:
-        return evaluate(book, rows), result
-    with result:
-        found = evaluate(book, rows, progress=progress)
-        for name, columns in evaluation_tables(found).items():
-            result.write_table(name, columns)
-    return found, result
+    if not result.done:
+        with result:
+            rows = ((b.x, b.tokens["pos"]) for b in blocks(store, site, where=where, extra=["pos"]))
+            found = evaluate(book, rows, progress=progress)
+            for name, columns in evaluation_tables(found).items():
+                result.write_table(name, columns)
+    return result
+
+
+def figures(evaluation: Result) -> dict[str, float]:
+    """Return an evaluation's figures by name: fvu, l0_mean, dead, latents, rows, cosine …"""
+    table = evaluation.table("summary")
+    return dict(zip(table["metric"], map(float, table["value"]), strict=True))
 
 
 def evaluation_tables(found: EvalResult) -> Mapping[str, dict[str, Any]]:

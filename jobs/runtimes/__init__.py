@@ -1,1 +1,1 @@
-"""."""
+"""Where parts are worked on, one runtime a file."""

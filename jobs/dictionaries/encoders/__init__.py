@@ -1,1 +1,1 @@
-"""."""
+"""Encoders: rows to pre-activations, one a file."""

@@ -1,1 +1,1 @@
-"""."""
+"""Losses of a dictionary, one a file."""

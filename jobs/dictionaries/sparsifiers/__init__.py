@@ -1,1 +1,1 @@
-"""."""
+"""Sparsifiers: which latents a batch keeps, one a file."""

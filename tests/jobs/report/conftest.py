@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from jobs.report.page import compose
 from jobs.report.tables import SCHEMAS
 from jobs.results import Result
 
@@ -149,12 +150,22 @@ def _summary(folder):
     }
 
 
+def _make(folder, latents=10, passages=8):
+    results = [_train(folder), _eval(folder), _contexts(folder, latents, passages)]
+    return results, _summary(folder)
+
+
 @pytest.fixture
 def made(tmp_path):
     """Return a function that makes ``(results, store summary)`` of a demo in a folder."""
 
-    def make(*, folder=tmp_path, latents=10, passages=8):
-        results = [_train(folder), _eval(folder), _contexts(folder, latents, passages)]
-        return results, _summary(folder)
+    def make(*, folder=tmp_path, **sizes):
+        return _make(folder, **sizes)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page of a demo, made once for all that only read it."""
+    return compose(*_make(tmp_path_factory.mktemp("demo"), latents=10, passages=6))

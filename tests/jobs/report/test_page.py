@@ -53,11 +53,6 @@ class Outline(HTMLParser):
         return [tag for tag, _ in self.tags]
 
 
-@pytest.fixture
-def page(made):
-    return compose(*made(latents=10, passages=6))
-
-
 def test_the_page_needs_nothing_else(page):
     names = set(Outline(page).names())
     assert not ADDRESS.search(page)

@@ -1,0 +1,211 @@
+"""Stored activations equal what transformers computes on equal batches, bit for bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import store
+from ingest.config import HarvestConfig, TokensConfig
+from ingest.errors import ModelError
+from ingest.models import toy
+from ingest.run import ingest, ingest_into
+from ingest.sources import SOURCES
+from jobs.runtimes.in_process import InProcess
+
+FAMILIES = ("bert", "gpt2")
+WORDS = "the quick brown fox jumps over a lazy dog while seven wizards box quietly beyond the hill".split()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        text = " ".join(rng.choice(WORDS, int(rng.integers(5, 200))))
+        (folder / f"d{number:02d}.txt").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    toy.save(request.param, folder, text=" ".join(WORDS))
+    return folder
+
+
+def _ingest(url, corpus, model, *, dtype, sites=("blocks.1.resid_post",), batch=3, **more):
+    tokens = TokensConfig(
+        source=SOURCES.get("text")(paths=(str(corpus),)), context=48, part_rows=512, **more
+    )
+    harvest = HarvestConfig(model=str(model), sites=sites, dtype=dtype, batch=batch)
+    return ingest(url, tokens, harvest, runtime=InProcess())
+
+
+def _recomputed(opened: store.Store, folder: Path, dtype: str, layer: int) -> np.ndarray:
+    """Run the model by itself over batches made here, from the tables, by the format's rule."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    net = transformers.AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    ids = opened.arrow("tokens")["token_id"].to_numpy()
+    rows, at = [], 0
+    for part in opened.view.parts("tokens"):
+        commit = opened.view.commit("tokens", part)
+        lengths = opened.view.table(commit, "sequences.parquet")["rows"].to_pylist()
+        for first in range(0, len(lengths), 3):
+            mine = lengths[first : first + 3]
+            width = min(-(-max(mine) // 32) * 32, config.max_position_embeddings)
+            batch = torch.zeros((3, width), dtype=torch.long)
+            mask = torch.zeros((3, width), dtype=torch.long)
+            mask[len(mine) :, 0] = 1
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            batch[:] = tokenizer.pad_token_id or 0
+            for slot, count in enumerate(mine):
+                batch[slot, :count] = torch.tensor(ids[at : at + count])
+                mask[slot, :count] = 1
+                at += count
+            with torch.inference_mode():
+                out = net(input_ids=batch, attention_mask=mask, output_hidden_states=True)
+            state = out.hidden_states[layer + 1]
+            rows += [state[slot, :count] for slot, count in enumerate(mine)]
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stored_rows_equal_the_models_own_bit_for_bit(tmp_path, corpus, model, dtype):
+    _ingest(tmp_path / "s", corpus, model, dtype=dtype, sites=("blocks.0.resid_post",))
+    opened = store.open(tmp_path / "s")
+    truth = _recomputed(opened, model, dtype, 0)
+    if dtype == "bfloat16":
+        stored = opened.read("acts:blocks.0.resid_post", raw=True)
+        assert np.array_equal(stored, truth.view(torch.uint16).numpy())
+    else:
+        assert np.array_equal(opened.read("acts:blocks.0.resid_post"), truth.numpy())
+    assert len(truth) == opened.coverage["acts"].rows > 512
+
+
+def test_a_padding_sequence_never_becomes_a_row(tmp_path, corpus, model):
+    _ingest(tmp_path / "s", corpus, model, dtype="float32", batch=32)
+    opened = store.open(tmp_path / "s")
+    assert opened.coverage["acts"].rows == opened.coverage["tokens"].rows
+    assert np.isfinite(opened.read("acts:blocks.1.resid_post")).all()
+
+
+def test_sites_of_one_harvest_commit_together(tmp_path, corpus, model):
+    sites = ("blocks.0.attn.q", "blocks.0.mlp.post", "blocks.1.resid_pre")
+    _ingest(tmp_path / "s", corpus, model, dtype="float32", sites=sites)
+    opened = store.open(tmp_path / "s")
+    assert set(opened.groups["acts"].columns) == set(sites)
+    commits = [opened.view.commit("acts", part) for part in opened.view.parts("acts")]
+    assert all(sum(site in path for path in c.objects) == 2 for c in commits for site in sites)
+    assert opened.column("acts:blocks.0.attn.q").shape == (4, 8)
+    post = opened.read("acts:blocks.0.resid_post") if "blocks.0.resid_post" in sites else None
+    assert post is None
+
+
+def test_a_second_harvest_joins_the_same_rows(tmp_path, corpus, model):
+    url = tmp_path / "s"
+    _ingest(url, corpus, model, dtype="float32", sites=("blocks.0.resid_post",))
+    before = store.open(url).digest(["tokens", "acts"])
+    more = HarvestConfig(
+        model=str(model), sites=("blocks.1.resid_pre",), dtype="float32", batch=3, group="more"
+    )
+    ingest_into(url, more, runtime=InProcess())
+    opened = store.open(url)
+    assert opened.digest(["tokens", "acts"]) == before
+    assert np.array_equal(opened.row_ids(group="acts"), opened.row_ids(group="more"))
+    # what leaves block 0 is what enters block 1
+    assert np.array_equal(opened.read("acts:blocks.0.resid_post"), opened.read("more:blocks.1.resid_pre"))
+    assert opened.coverage["more"].sealed
+
+
+def test_another_tokenizer_is_refused(tmp_path, corpus, model):
+    url = tmp_path / "s"
+    _ingest(url, corpus, model, dtype="float32")
+    other = tmp_path / "other"
+    toy.save("gpt2", other, text="an altogether different text with other pieces " * 3, seed=1)
+    before = sorted(p.name for p in url.rglob("*"))
+    with pytest.raises(ModelError, match="tokenizer-mismatch"):
+        ingest_into(url, HarvestConfig(model=str(other), group="more"), runtime=InProcess())
+    assert sorted(p.name for p in url.rglob("*")) == before
+
+
+class _Stopping:
+    """Stops after some parts, as a killed run does between two commits."""
+
+    def __init__(self, parts: int) -> None:
+        self.parts = parts
+
+    def map(self, make_worker, parts):
+        worker = make_worker()
+        for number, part in enumerate(parts):
+            if number == self.parts:
+                raise KeyboardInterrupt
+            yield worker.run(part)
+        worker.close()
+
+
+def test_a_stopped_harvest_goes_on_to_the_same_digest(tmp_path, corpus, model):
+    _ingest(tmp_path / "whole", corpus, model, dtype="bfloat16")
+    want = store.open(tmp_path / "whole").digest()
+    tokens = TokensConfig(
+        source=SOURCES.get("text")(paths=(str(corpus),)), context=48, part_rows=512
+    )
+    harvest = HarvestConfig(model=str(model), sites=("blocks.1.resid_post",), dtype="bfloat16", batch=3)
+    parts = len(store.open(tmp_path / "whole").view.parts("tokens"))
+    assert parts >= 3
+    for stop in range(parts):
+        url = tmp_path / f"stopped-{stop}"
+        with pytest.raises(KeyboardInterrupt):
+            ingest(url, tokens, harvest, runtime=_Stopping(stop))
+        assert not store.open(url).coverage["acts"].sealed if stop else True
+        summary = ingest(url, tokens, harvest, runtime=InProcess())
+        again = store.open(url)
+        assert again.digest() == want
+        assert summary.new_rows == summary.rows - sum(
+            again.view.commit("tokens", p).rows for p in range(stop)
+        )
+
+
+class _Watching:
+    def __init__(self) -> None:
+        self.rows: list[np.ndarray] = []
+        self.norm = 0.0
+
+    def observe(self, row_ids, sites):
+        self.rows.append(row_ids)
+        self.norm += float(sites["blocks.1.resid_post"].float().norm(dim=1).sum())
+
+
+def test_observers_see_every_row_once(tmp_path, corpus, model):
+    watching = _Watching()
+    tokens = TokensConfig(source=SOURCES.get("text")(paths=(str(corpus),)), context=48, part_rows=512)
+    harvest = HarvestConfig(model=str(model), sites=("blocks.1.resid_post",), dtype="float32", batch=3)
+    ingest(tmp_path / "s", tokens, harvest, runtime=InProcess(), observers=[watching])
+    opened = store.open(tmp_path / "s")
+    assert np.array_equal(np.concatenate(watching.rows), opened.row_ids())
+    stored = np.linalg.norm(opened.read("acts:blocks.1.resid_post"), axis=1).sum()
+    assert watching.norm == pytest.approx(stored, rel=1e-5)
+
+
+def test_changed_model_files_are_refused_as_another_recipe(tmp_path, corpus, model):
+    _ingest(tmp_path / "s", corpus, model, dtype="float32")
+    other = tmp_path / "other"
+    family = transformers.AutoConfig.from_pretrained(model).model_type
+    toy.save(family, other, seed=5, text=" ".join(WORDS))
+    with pytest.raises(store.ConflictError, match="group-recipe"):
+        _ingest(tmp_path / "s", corpus, other, dtype="float32")
+
+
+def test_recipes_hold_no_paths_threads_or_versions(tmp_path, corpus, model):
+    _ingest(tmp_path / "s", corpus, model, dtype="float32")
+    opened = store.open(tmp_path / "s")
+    text = str([dict(group.recipe) for group in opened.groups.values()])
+    assert str(tmp_path) not in text
+    assert str(model) not in text
+    assert str(corpus) not in text
+    assert torch.__version__ not in text
+    provenance = opened.view.commit("acts", 0).provenance
+    assert provenance["torch"] == torch.__version__
+    assert provenance["threads"] == torch.get_num_threads()
