@@ -69,7 +69,10 @@ def _ingest(config: settings.Ingest, context: Context) -> int:
 
     runtime = _runtime(config.runtime)
     if (config.out is None) == (config.into is None):
-        raise UsageError("say either --out STORE (make one) or --into STORE (add a group to one).")
+        raise UsageError(
+            "say either --out STORE (make one) or --into STORE (add a group to one). "
+            "Nothing was started."
+        )
     source = None if config.into else _source(config)
     if source is not None and hasattr(source, "block"):
         tokens = _tokens_config(config, source, TokensConfig)
@@ -78,7 +81,9 @@ def _ingest(config: settings.Ingest, context: Context) -> int:
         )
     else:
         if config.model is None:
-            raise UsageError("--model says which model to run: a folder or a hub id.")
+            raise UsageError(
+                "--model says which model to run: a folder or a hub id. Nothing was started."
+            )
         harvest = _part_of(config, HarvestConfig)
         if config.into is not None:
             summary = ingest_into(config.into, harvest, runtime=runtime, progress=context.progress)
@@ -114,7 +119,10 @@ def _source(config: settings.Ingest) -> Any:
 
     if config.source is None:
         if not config.corpus:
-            raise UsageError("say --corpus PATH… (text) or --source NAME (stdlib, synthetic, …).")
+            raise UsageError(
+                "say --corpus PATH… (text) or --source NAME (stdlib, synthetic, …). "
+                "Nothing was started."
+            )
         source = source_for(config.corpus, seed=config.order_seed)
         kind = source.kind
     else:
@@ -247,7 +255,9 @@ def _eval(config: settings.Eval, context: Context) -> int:
 def _site_of(meta: Mapping[str, Any], site: str | None) -> str:
     found = site or meta.get("site")
     if found is None:
-        raise UsageError("the dictionary does not say which site it is of. Say --site GROUP:SITE.")
+        raise UsageError(
+            "the dictionary does not say which site it is of. Nothing was started. Say --site GROUP:SITE."
+        )
     return str(found)
 
 

@@ -30,6 +30,10 @@ _FOLDER_TRIES = 16  # a racing writer's clean-up may take an empty folder away b
 _sync_file = getattr(os, "fdatasync", os.fsync)
 
 
+# EEXIST: a file stands where a folder is needed (a taken key never gets here, see PosixStream.finish)
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.EEXIST, errno.ENAMETOOLONG}
+
+
 @contextlib.contextmanager
 def _translated(key: str, url: str) -> Iterator[None]:
     """Turn an operating-system error into the store's, once, here."""
@@ -50,7 +54,7 @@ def _from_os(error: OSError, key: str, url: str) -> StoreError:
             kind="disk-full",
             path=key,
         )
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP}:
+    if error.errno in _FORBIDDEN:
         return StoreError(
             f"{url} does not let {key!r} be written or read ({error.strerror}). Nothing was changed. "
             "Choose a folder you may write to.",

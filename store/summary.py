@@ -42,6 +42,8 @@ class Summary:
 
     def update(self, values: Array) -> None:
         """Add rows ``[R, *shape]`` of a float dtype (bfloat16 already widened)."""
+        if not len(values):
+            return
         if values.dtype.kind != "f":
             values = values.astype(np.float64)
         flat = values.reshape(len(values), -1)

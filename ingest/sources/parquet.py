@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ingest.contract import SourceDocument
 from ingest.errors import SourceError
-from ingest.sources.registry import SOURCES, file_hash, find_files, nonempty
+from ingest.sources.registry import SOURCES, file_hashes, find_files, nonempty
 
 _BATCH_ROWS = 1024
 
@@ -18,7 +18,10 @@ _BATCH_ROWS = 1024
 @SOURCES.register("parquet")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parquet:
-    """Parquet files, in order; a document is named ``file:row`` or by its ``name_field``."""
+    """Parquet files, in order; a document is named ``file:row`` or by its ``name_field``.
+
+    A text or name of null is none: no document, or the name of the place.
+    """
 
     paths: tuple[str, ...]
     text_field: str = "text"
@@ -26,7 +29,7 @@ class Parquet:
 
     def inputs(self) -> Mapping[str, str]:
         """Return the sha256 of every file."""
-        return {name: file_hash(path) for name, path in find_files(self.paths, (".parquet",))}
+        return file_hashes(find_files(self.paths, (".parquet",)))
 
     def documents(self) -> Iterator[SourceDocument]:
         """Yield one document a row."""
@@ -38,6 +41,8 @@ class Parquet:
             try:
                 with pq.ParquetFile(path, page_checksum_verification=True) as file:
                     yield from self._rows(file, name, wanted)
+            except UnicodeDecodeError as error:
+                raise _unusable(name, f"a text is not UTF-8 ({error.reason})") from error
             except (pa.ArrowException, OSError) as error:
                 raise _unusable(name, str(error)) from error
 
@@ -51,8 +56,9 @@ class Parquet:
                 number += 1
                 text = row[self.text_field]
                 if isinstance(text, str):
-                    label = f"{name}:{number}" if not self.name_field else str(row[self.name_field])
-                    yield SourceDocument(name=label, text=text)
+                    label = row[self.name_field] if self.name_field else None
+                    place = f"{name}:{number}"
+                    yield SourceDocument(name=place if label is None else str(label), text=text)
                 elif text is not None:
                     raise _unusable(name, f"row {number} holds {type(text).__name__}, not text")
 

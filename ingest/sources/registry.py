@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,40 +18,56 @@ def find_files(paths: Sequence[str], endings: tuple[str, ...]) -> list[tuple[str
     """Return (name, file) of every input file, sorted by name.
 
     A file stands for itself; a folder for all files below it with one of the ``endings``, named by their path
-    below it.
+    below it. A file given twice is one. Of different files of one name, the second is called ``name (2)``, in
+    the order of ``paths``. Bytes of a name that are not UTF-8 are spelled ``\\xff``.
 
     Raises
     ------
     SourceError
         ``corpus-missing`` or ``corpus-empty``.
     """
-    found: list[tuple[str, Path]] = []
+    found: dict[str, tuple[str, Path]] = {}
     for given in paths:
-        path = Path(given)
-        if path.is_file():
-            found.append((path.name, path))
-        elif path.is_dir():
-            below = (p for p in path.rglob("*") if p.suffix in endings and p.is_file())
-            found += [(str(p.relative_to(path)), p) for p in below]
-        else:
-            raise SourceError(
-                f"the corpus {given!r} does not exist. Nothing was written. Check --corpus.",
-                kind="corpus-missing",
-                path=given,
-            )
+        for name, path in _below(given, endings):
+            found.setdefault(os.path.abspath(path), (name, path))  # noqa: PTH100 - links stay apart
     if not found:
         raise SourceError(
             f"the corpus {', '.join(map(repr, paths)) or '(no path given)'} holds no file ending in "
             f"{', '.join(endings)}. Nothing was written. Check --corpus.",
             kind="corpus-empty",
         )
-    return sorted(found)
+    named: dict[str, Path] = {}
+    for name, path in found.values():
+        unique, number = name, 1
+        while unique in named:
+            number += 1
+            unique = f"{name} ({number})"
+        named[unique] = path
+    return sorted(named.items())
+
+
+def _below(given: str, endings: tuple[str, ...]) -> list[tuple[str, Path]]:
+    path = Path(given)
+    if path.is_file():
+        return [(_spelled(path.name), path)]
+    if path.is_dir():
+        below = (p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file())
+        return sorted((_spelled(p.relative_to(path).as_posix()), p) for p in below)
+    raise SourceError(
+        f"the corpus {_spelled(given)!r} does not exist. Nothing was written. Check --corpus.",
+        kind="corpus-missing",
+        path=_spelled(given),
+    )
+
+
+def _spelled(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def decoded(name: str, data: bytes) -> str:
-    """Return UTF-8 bytes as text, or raise ``corpus-undecodable`` naming the file and byte."""
+    """Return UTF-8 bytes as text without a byte order mark, or raise ``corpus-undecodable``."""
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise SourceError(
             f"document {name!r} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}. What was "
@@ -60,10 +77,34 @@ def decoded(name: str, data: bytes) -> str:
         ) from error
 
 
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def unreadable(name: str, error: OSError) -> SourceError:
+    """Return the error for a file the system does not hand out."""
+    return SourceError(
+        f"the corpus file {name!r} cannot be read: {error.strerror or error}. What was committed before "
+        "stands. Make it readable, or leave it out of --corpus.",
+        kind="corpus-unreadable",
+        path=name,
+    )
+
+
+def file_bytes(name: str, path: Path) -> bytes:
+    """Return a file's bytes, or raise ``corpus-unreadable``."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(name, error) from error
+
+
+def file_hashes(files: Sequence[tuple[str, Path]]) -> dict[str, str]:
+    """Return name → sha256 of files, or raise ``corpus-unreadable``."""
+    hashes = {}
+    for name, path in files:
+        try:
+            with path.open("rb") as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise unreadable(name, error) from error
+    return hashes
 
 
 def seeded_order(names: Sequence[str], seed: int) -> list[int]:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingest.contract import SourceDocument
-from ingest.sources.registry import SOURCES, file_hash, seeded_order
+from ingest.sources.registry import SOURCES, file_bytes, file_hashes, seeded_order
 
 _LEFT_OUT = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 )
+_TOPICS = "pydoc_data/topics.py"  # the same text again: two splits must not share it
 
 
 def _files() -> list[tuple[str, Path]]:
@@ -36,23 +37,23 @@ class StandardLibrary:
 
     def inputs(self) -> Mapping[str, str]:
         """Return the sha256 of every file."""
-        return {name: file_hash(path) for name, path in _files()}
+        return file_hashes(_files())
 
     def documents(self) -> Iterator[SourceDocument]:
         """Yield ``topics/<name>`` texts and source files."""
         from pydoc_data.topics import topics
 
         texts: dict[str, str | Path] = {f"topics/{name}": text for name, text in topics.items()}
-        texts.update(_files())
+        texts.update(item for item in _files() if item[0] != _TOPICS)
         names = list(texts)
         for index in seeded_order(names, self.order_seed):
             held = texts[names[index]]
-            text = held if isinstance(held, str) else _source(held)
+            text = held if isinstance(held, str) else _source(names[index], held)
             if text:
                 yield SourceDocument(name=names[index], text=text)
 
 
-def _source(path: Path) -> str:
-    data = path.read_bytes()
+def _source(name: str, path: Path) -> str:
+    data = file_bytes(name, path)
     encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
     return data.decode(encoding).replace("\r\n", "\n")

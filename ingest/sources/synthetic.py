@@ -10,6 +10,7 @@ Source: the MiniSynth and A1 fixtures of the dictionary specification (own defin
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from ingest.sources.registry import SOURCES
 from store.schema import subseed
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_MAX_RATE = 0.95
+_BLOCK_ROWS = 1024  # rows made at once: memory does not grow with the part
 
 
 @SOURCES.register("synthetic")
@@ -34,7 +37,7 @@ class Synthetic:
     features: int = 128
     """Planted unit features N."""
     active: float = 4.0
-    """Mean number of features on in a row, below ``features``."""
+    """Mean number of features on in a row, at most 0.95 of ``features``."""
     zipf: float = 0.0
     """Exponent of the firing rates over ranks; 0 makes them equal."""
     spread: float = 0.3
@@ -44,10 +47,16 @@ class Synthetic:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (0 < self.active < self.features and self.width > 0 and self.noise >= 0):
+        for name in ("active", "zipf", "spread", "noise"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # 4 and 4.0: one recipe
+        drawn = (self.zipf, self.spread, self.noise)
+        legal = self.width > 0 and 0 < self.active <= _MAX_RATE * self.features
+        if not (legal and all(0 <= value < math.inf for value in drawn)):
             raise SourceError(
-                f"a synthetic source of {self.features} features, {self.active} active, width "
-                f"{self.width}, noise {self.noise} makes no sense. Nothing was written.",
+                f"a synthetic source of {self.features} features, {self.active:g} active (at most "
+                f"{_MAX_RATE:.0%} of them), width {self.width}, zipf {self.zipf:g}, spread {self.spread:g}, "
+                f"noise {self.noise:g} was asked for. Nothing was written. Give a positive width and active, "
+                "and numbers that are not negative.",
                 kind="bad-source",
             )
 
@@ -66,11 +75,13 @@ class Synthetic:
     @functools.cached_property
     def rates(self) -> Array:
         """Firing probability of each feature, ``float64[N]``, summing to ``active`` (each below 1)."""
-        weight_N = np.arange(1, self.features + 1) ** -self.zipf
+        weight_N = np.arange(1.0, self.features + 1) ** -self.zipf
         rates_N = weight_N * self.active / weight_N.sum()
-        while rates_N.max() > 0.95:  # no feature may be on always: share what is cut
-            full = rates_N >= 0.95
-            rates_N[full] = 0.95
+        while rates_N.max() > _MAX_RATE:  # no feature may be on always: share what is cut
+            full = rates_N >= _MAX_RATE
+            rates_N[full] = _MAX_RATE
+            if full.all():
+                break
             rest = self.active - rates_N[full].sum()
             rates_N[~full] *= rest / rates_N[~full].sum()
         return np.asarray(rates_N)
@@ -78,17 +89,23 @@ class Synthetic:
     def truth_codes(self, part: int, rows: int) -> tuple[Array, Array, Array]:
         """Return the planted (row in part, feature, value) of a part, sorted by row and feature."""
         rng = np.random.Generator(np.random.Philox(key=subseed(self.seed, "rows", part)))
-        on_RN = rng.random((rows, self.features)) < self.rates
-        row, feature = np.nonzero(on_RN)
+        pairs = []
+        for low in range(0, rows, _BLOCK_ROWS):
+            on_RN = rng.random((min(_BLOCK_ROWS, rows - low), self.features)) < self.rates
+            pairs.append(np.argwhere(on_RN) + (low, 0))
+        row, feature = np.concatenate(pairs).T
         value = np.abs(1.0 + self.spread * rng.standard_normal(len(row)))
         return row, feature.astype(np.uint32), value.astype(np.float32)
 
     def block(self, part: int, rows: int) -> Mapping[str, Any]:
         """Return ``x`` of a part, ``float32[rows, D]``."""
         row, feature, value = self.truth_codes(part, rows)
-        code_RN = np.zeros((rows, self.features), np.float32)
-        code_RN[row, feature] = value
-        x_RD = code_RN @ self.dictionary
+        x_RD = np.empty((rows, self.width), np.float32)
+        for low in range(0, rows, _BLOCK_ROWS):
+            first, last = np.searchsorted(row, (low, low + _BLOCK_ROWS))
+            code_RN = np.zeros((min(_BLOCK_ROWS, rows - low), self.features), np.float32)
+            code_RN[row[first:last] - low, feature[first:last]] = value[first:last]
+            np.matmul(code_RN, self.dictionary, out=x_RD[low : low + _BLOCK_ROWS])
         if self.noise:
             rng = np.random.Generator(np.random.Philox(key=subseed(self.seed, "noise", part)))
             x_RD += self.noise * rng.standard_normal(x_RD.shape, np.float32)

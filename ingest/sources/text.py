@@ -9,7 +9,8 @@ from ingest.contract import SourceDocument
 from ingest.sources.registry import (
     SOURCES,
     decoded,
-    file_hash,
+    file_bytes,
+    file_hashes,
     find_files,
     nonempty,
     seeded_order,
@@ -29,16 +30,16 @@ class Text:
 
     def inputs(self) -> Mapping[str, str]:
         """Return the sha256 of every file."""
-        return {name: file_hash(path) for name, path in find_files(self.paths, ENDINGS)}
+        return file_hashes(find_files(self.paths, ENDINGS))
 
     def documents(self) -> Iterator[SourceDocument]:
         """Yield one document a file."""
         files = find_files(self.paths, ENDINGS)
-        order = range(len(files))
         if self.order_seed is not None:
-            order = seeded_order([name for name, _ in files], self.order_seed)  # type: ignore[assignment]
+            order = seeded_order([name for name, _ in files], self.order_seed)
+            files = [files[index] for index in order]
         read = (
-            SourceDocument(name=files[i][0], text=decoded(files[i][0], files[i][1].read_bytes()))
-            for i in order
+            SourceDocument(name=name, text=decoded(name, file_bytes(name, path)))
+            for name, path in files
         )
         return nonempty(read, f"the corpus {', '.join(self.paths)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from store.errors import UnavailableError
 from store.memory import MemoryStorage
 from store.storage import Storage, Stream, Written
+from store.urls import open_storage
 
 
 class Killed(BaseException):
@@ -146,3 +147,17 @@ def flip(data: bytes, at: int, bit: int = 0) -> bytes:
     changed = bytearray(data)
     changed[at] ^= 1 << bit
     return bytes(changed)
+
+
+def plant(url: str, objects: Mapping[str, bytes]) -> str:
+    """Lay the objects of a store down behind a URL, without ceremony; return the URL."""
+    storage = open_storage(url)
+    for key, data in objects.items():
+        overwrite(storage, key, data)
+    return url
+
+
+def harvest(url: str) -> dict[str, bytes]:
+    """Return every object behind a URL."""
+    storage = open_storage(url)
+    return {key: storage.get(key) for key in storage.keys("")}

@@ -16,7 +16,25 @@ from ingest.sources import SOURCES
 from jobs.runtimes.in_process import InProcess
 
 FAMILIES = ("bert", "gpt2")
-WORDS = "the quick brown fox jumps over a lazy dog while seven wizards box quietly beyond the hill".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "while",
+    "seven",
+    "wizards",
+    "box",
+    "quietly",
+    "beyond",
+    "the",
+    "hill",
+]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +134,9 @@ def test_a_second_harvest_joins_the_same_rows(tmp_path, corpus, model):
     assert opened.digest(["tokens", "acts"]) == before
     assert np.array_equal(opened.row_ids(group="acts"), opened.row_ids(group="more"))
     # what leaves block 0 is what enters block 1
-    assert np.array_equal(opened.read("acts:blocks.0.resid_post"), opened.read("more:blocks.1.resid_pre"))
+    assert np.array_equal(
+        opened.read("acts:blocks.0.resid_post"), opened.read("more:blocks.1.resid_pre")
+    )
     assert opened.coverage["more"].sealed
 
 
@@ -152,7 +172,9 @@ def test_a_stopped_harvest_goes_on_to_the_same_digest(tmp_path, corpus, model):
     tokens = TokensConfig(
         source=SOURCES.get("text")(paths=(str(corpus),)), context=48, part_rows=512
     )
-    harvest = HarvestConfig(model=str(model), sites=("blocks.1.resid_post",), dtype="bfloat16", batch=3)
+    harvest = HarvestConfig(
+        model=str(model), sites=("blocks.1.resid_post",), dtype="bfloat16", batch=3
+    )
     parts = len(store.open(tmp_path / "whole").view.parts("tokens"))
     assert parts >= 3
     for stop in range(parts):
@@ -180,8 +202,12 @@ class _Watching:
 
 def test_observers_see_every_row_once(tmp_path, corpus, model):
     watching = _Watching()
-    tokens = TokensConfig(source=SOURCES.get("text")(paths=(str(corpus),)), context=48, part_rows=512)
-    harvest = HarvestConfig(model=str(model), sites=("blocks.1.resid_post",), dtype="float32", batch=3)
+    tokens = TokensConfig(
+        source=SOURCES.get("text")(paths=(str(corpus),)), context=48, part_rows=512
+    )
+    harvest = HarvestConfig(
+        model=str(model), sites=("blocks.1.resid_post",), dtype="float32", batch=3
+    )
     ingest(tmp_path / "s", tokens, harvest, runtime=InProcess(), observers=[watching])
     opened = store.open(tmp_path / "s")
     assert np.array_equal(np.concatenate(watching.rows), opened.row_ids())

@@ -40,7 +40,7 @@ def digest(reader, typed_columns, names=None):
         for part, commit in reader.parts(group).items():
             found = []
             for item in commit["objects"]:
-                name, dot, ending = item["path"].partition(".")
+                name, _, ending = item["path"].partition(".")
                 if ending == "parquet" and name in TABLES:
                     for column, kind, values in typed_columns(reader.object(commit, item["path"])):
                         found.append((f"{item['path']}:{column}", column_hash(values, kind)))

@@ -26,7 +26,7 @@ def _table():
     table = []
     for value in range(256):
         for _ in range(8):
-            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)  # noqa: PLW2901
+            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
         table.append(value)
     return table
 
@@ -35,18 +35,16 @@ CRC_TABLE = _table()
 
 
 def canonical(value):
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Something is not as FORMAT.md says."""
 
 
 def check(condition, what):
     if not condition:
-        raise Refused(what)
+        raise RefusedError(what)
 
 
 class NumpyReader:

@@ -1,0 +1,72 @@
+"""A small store, laid down in memory or on disk for each test that wants to hurt it; the oracles."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from pathlib import Path
+
+import pytest
+
+from store.testing.faults import harvest, plant
+from store.testing.small import small_store
+
+ORACLES = Path(__file__).parents[1] / "oracles"
+_numbers = itertools.count()
+
+
+def new_memory_url() -> str:
+    return f"memory://tests-store-{next(_numbers)}"
+
+
+@pytest.fixture
+def memory_url():
+    """A function that returns a fresh ``memory://`` URL."""
+    return new_memory_url
+
+
+@pytest.fixture(params=["memory", "posix"])
+def url(request, tmp_path):
+    """Where an empty store may be made, on both storages."""
+    return new_memory_url() if request.param == "memory" else str(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def small_objects():
+    """Key → bytes of a small sealed store with every kind of column, a pin and an asset."""
+    url = new_memory_url()
+    made = small_store(url)
+    made.pin()
+    made.put_asset({"notes.txt": b"what a small store is for", "empty": b""})
+    return harvest(url)
+
+
+@pytest.fixture
+def small_url(url, small_objects):
+    """The small store, on both storages, free to be damaged."""
+    return plant(url, small_objects)
+
+
+@pytest.fixture
+def small_memory_url(small_objects):
+    """The small store in memory."""
+    return plant(new_memory_url(), small_objects)
+
+
+@pytest.fixture
+def small_path(tmp_path, small_objects):
+    """The small store on disk."""
+    return Path(plant(str(tmp_path / "small"), small_objects))
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    """A function that loads a module of tests/oracles by name."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"oracle_{name}", ORACLES / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
