@@ -12,14 +12,15 @@ import numpy as np
 
 from ingest.config import TokensConfig
 from ingest.contract import SourceDocument, TextSource, VectorSource
-from ingest.errors import IngestError, ModelError
+from ingest.errors import IngestError, ModelError, SourceError
 from ingest.models import LoadedModel
-from ingest.plan import SHARES, slices, split_of
+from ingest.plan import SHARES, Slice, slices, split_of
 from store import Document, Store, TokenSequence, TokensWriter
 from store.registry import to_json
 from store.schema import canonical, sha256
 from store.tokens import FLAG_FIRST_OF_DOCUMENT, FLAG_SPECIAL
 
+Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[str, int, int | None], None]
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -68,10 +69,16 @@ class Specials:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Specials:
-        """Find them by encoding a word with and without."""
+        """Find them by encoding a word with and without.
+
+        Raises
+        ------
+        ModelError
+            ``tokenizer-unusual``: the word's tokens do not stand unchanged between them.
+        """
         plain = tokenizer("a", add_special_tokens=False)["input_ids"]
         framed = tokenizer("a")["input_ids"]
-        for at in range(len(framed) - len(plain) + 1):
+        for at in range(len(framed) - len(plain) + 1) if plain else ():
             if framed[at : at + len(plain)] == plain:
                 return cls(prefix=tuple(framed[:at]), suffix=tuple(framed[at + len(plain) :]))
         raise ModelError(
@@ -82,6 +89,14 @@ class Specials:
 
     def __len__(self) -> int:
         return len(self.prefix) + len(self.suffix)
+
+
+def special_ids(tokenizer: Any) -> Array:
+    """Return the ids that are special wherever they stand, ``int64[N]``: all but that of unknown words."""
+    names = ("bos_token_id", "eos_token_id", "sep_token_id", "pad_token_id", "cls_token_id")
+    named = {getattr(tokenizer, name, None) for name in (*names, "mask_token_id")} - {None}
+    unknown = {getattr(tokenizer, "unk_token_id", None)} - named
+    return np.array(sorted(set(tokenizer.all_special_ids) - unknown), np.int64)
 
 
 def resolve_context(config: TokensConfig, loaded: LoadedModel) -> int:
@@ -124,9 +139,21 @@ def tokens_recipe(
     }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Encoded:
+    """A document's tokens: ids ``int32[T]`` and character spans ``int32[T, 2]``."""
+
+    ids: Array
+    spans: Array
+
+
 @dataclass(kw_only=True)
 class Tokenizing:
-    """Turns documents into sequences, from any position on."""
+    """Turns documents into sequences, from any position on.
+
+    A text that spells a special token (``[SEP]``, ``<|endoftext|>``) becomes that token, as everywhere with
+    this tokenizer, and its row is flagged special and has no span.
+    """
 
     config: TokensConfig
     source: TextSource
@@ -134,6 +161,13 @@ class Tokenizing:
     context: int
 
     def __post_init__(self) -> None:
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise ModelError(
+                f"the tokenizer is a {type(self.tokenizer).__name__}, which does not say where in the text "
+                "its tokens stand. Nothing was written. Use a model with a tokenizer.json.",
+                kind="tokenizer-unusual",
+            )
+        self._special_ids = special_ids(self.tokenizer)
         none = Specials(prefix=(), suffix=())
         self._special = Specials.of(self.tokenizer) if self.config.special_tokens else none
         self._content = self.context - len(self._special)
@@ -164,7 +198,9 @@ class Tokenizing:
                 rows += len(sequence)
                 yield sequence, [doc_id, number + 1, rows]
 
-    def _pieces(self, doc_id: int, document: SourceDocument) -> Iterator[tuple[Document, Any, Any]]:
+    def _pieces(
+        self, doc_id: int, document: SourceDocument
+    ) -> Iterator[tuple[Document, _Encoded, Slice]]:
         digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()
         held = Document(
             doc_id=doc_id,
@@ -180,32 +216,38 @@ class Tokenizing:
             return_attention_mask=False,
             verbose=False,
         )
-        for piece in slices(len(encoded["input_ids"]), self._content):
-            yield held, encoded, piece
+        tokens = _Encoded(
+            ids=np.array(encoded["input_ids"], np.int32),
+            spans=np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2),
+        )
+        del encoded
+        for piece in slices(len(tokens.ids), self._content):
+            yield held, tokens, piece
 
     def _sequence(
-        self, held: Document, encoded: Any, piece: Any, room: int | None
+        self, held: Document, encoded: _Encoded, piece: Slice, room: int | None
     ) -> TokenSequence:
         count = piece.stop - piece.start
         if room is not None:
             count = min(count, room - len(self._special))
-        stop = piece.start + count
+        mine = slice(piece.start, piece.start + count)
         before, after = len(self._special.prefix), len(self._special.suffix)
         total = before + count + after
-        ids = [
-            *self._special.prefix,
-            *encoded["input_ids"][piece.start : stop],
-            *self._special.suffix,
-        ]
-        spans = np.full((total, 2), -1, np.int32)
-        spans[before : before + count] = encoded["offset_mapping"][piece.start : stop]
+        ids = np.empty(total, np.int32)
+        ids[:before] = self._special.prefix
+        ids[before : before + count] = encoded.ids[mine]
+        ids[before + count :] = self._special.suffix
         flags = np.zeros(total, np.uint16)
         flags[:before] = FLAG_SPECIAL
         flags[before + count :] = FLAG_SPECIAL
+        flags[np.isin(ids, self._special_ids)] = FLAG_SPECIAL
+        spans = np.full((total, 2), -1, np.int32)
+        spans[before : before + count] = encoded.spans[mine]
+        spans[(flags & FLAG_SPECIAL) != 0] = -1
         if piece.start == 0:
             flags[before] |= FLAG_FIRST_OF_DOCUMENT
         return TokenSequence(
-            token_ids=np.array(ids, np.int32),
+            token_ids=ids,
             spans=[(held, 0, total)],
             char_start=spans[:, 0],
             char_end=spans[:, 1],
@@ -215,13 +257,25 @@ class Tokenizing:
 
 
 def write_tokens(writer: TokensWriter, tokenizing: Tokenizing, progress: Progress) -> None:
-    """Write what is missing of the tokens group and seal it where the source ends."""
+    """Write what is missing of the tokens group and seal it where the source ends.
+
+    Raises
+    ------
+    SourceError
+        ``corpus-empty``: the source has documents, but they make no row.
+    """
     if writer.sealed:
         return
     with writer:
         for sequence, position in tokenizing.sequences(writer.position):
             writer.put([sequence], position=position)
-            progress("tokens", writer.rows, tokenizing.config.rows)
+            progress("tokens", position[2], tokenizing.config.rows)
+        if not writer.rows:
+            raise SourceError(
+                f"the documents make no row: they hold no token, or --rows {tokenizing.config.rows} is too "
+                "few for a sequence. No row was written. Check --corpus and --rows.",
+                kind="corpus-empty",
+            )
         writer.seal()
 
 
@@ -260,5 +314,5 @@ def write_vector_tokens(
                 split=document.split,
             )
             writer.put([sequence], position=number + 1)
-            progress("tokens", writer.rows, rows)
+            progress("tokens", number * context + count, rows)
         writer.seal()

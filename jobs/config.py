@@ -6,27 +6,18 @@ field's binary sense (16k = 16 384), for rows in the decimal one (400k = 400 000
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import yaml
+from tyro import MISSING
 from tyro.conf import Positional
 from tyro.constructors import PrimitiveConstructorSpec
 
-_DECIMAL = {"k": 1000, "m": 1000**2, "g": 1000**3}
-_BINARY = {"k": 1024, "m": 1024**2, "g": 1024**3}
-
-
-def count(text: str, units: dict[str, int]) -> int:
-    """Return ``400k``, ``1.5M`` or ``4096`` as a number."""
-    plain = text.strip().replace("_", "").lower()
-    unit = units.get(plain[-1:], 1)
-    number = float(plain[:-1]) * unit if unit > 1 else int(plain)
-    if number != int(number):
-        msg = f"{text!r} is not a whole number"
-        raise ValueError(msg)
-    return int(number)
+from jobs.errors import UsageError
+from jobs.values import BINARY, DECIMAL, count, fitted, grid, split_names
 
 
 def _spec(read: Any, show: Any, metavar: str, kind: type) -> PrimitiveConstructorSpec[Any]:
@@ -40,29 +31,14 @@ def _spec(read: Any, show: Any, metavar: str, kind: type) -> PrimitiveConstructo
 
 
 def _grid(read: Any, metavar: str) -> PrimitiveConstructorSpec[Any]:
+    show = ",".join
     return _spec(
-        lambda text: tuple(read(item) for item in text.split(",") if item.strip()),
-        lambda values: ",".join(map(str, values)),
-        f"{metavar}[,{metavar}…]",
-        tuple,
+        lambda text: grid(text, read), lambda v: show(map(str, v)), f"{metavar}[,{metavar}…]", tuple
     )
 
 
-def split_names(text: str) -> tuple[str, ...]:
-    """Split at commas that are not inside braces: ``blocks.{3,5}.resid_post,embed`` has two names."""
-    names, depth, current = [], 0, ""
-    for character in text:
-        depth += (character == "{") - (character == "}")
-        if character == "," and depth == 0:
-            names.append(current)
-            current = ""
-        else:
-            current += character
-    return tuple(name.strip() for name in [*names, current] if name.strip())
-
-
-Rows = Annotated[int, _spec(lambda t: count(t, _DECIMAL), str, "N", int)]
-Latents = Annotated[tuple[int, ...], _grid(lambda t: count(t, _BINARY), "N")]
+Rows = Annotated[int, _spec(lambda t: count(t, DECIMAL), str, "N", int)]
+Latents = Annotated[tuple[int, ...], _grid(lambda t: count(t, BINARY), "N")]
 Numbers = Annotated[tuple[int, ...], _grid(int, "N")]
 Names = Annotated[tuple[str, ...], _spec(split_names, ",".join, "NAME[,NAME…]", tuple)]
 Words = Annotated[tuple[str, ...], _grid(str, "NAME")]
@@ -70,7 +46,15 @@ Words = Annotated[tuple[str, ...], _grid(str, "NAME")]
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
-    """What every verb takes."""
+    """What every verb takes.
+
+    Values may be given as flags are: ``Train(latents="4k,16k")`` is ``Train(latents=(4096, 16384))``.
+
+    Raises
+    ------
+    UsageError
+        ``bad-config``: a value does not fit its setting.
+    """
 
     json: bool = False
     """Print one JSON value instead of text; errors too."""
@@ -78,6 +62,20 @@ class Verb:
     """YAML or JSON file of this verb's settings; flags win over it."""
     show_config: bool = False
     """Print the settings as YAML and stop."""
+
+    def __post_init__(self) -> None:
+        for name, declared in typing.get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            if value is MISSING:
+                continue
+            try:
+                object.__setattr__(self, name, fitted(declared, value))
+            except ValueError as error:
+                raise UsageError(
+                    f"{type(self).__name__.lower()} has the setting {name}: {value!r}, which does not fit "
+                    f"({error}). Nothing was started. `actlake VERB --help` shows what it takes.",
+                    kind="bad-config",
+                ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,7 @@ def demo(config: Demo, *, progress: Progress, interrupts: Interrupts) -> Outcome
     ingested, results = _ingest(config, out, progress)
     site = f"acts:{ingested.sites[0]}"
     store = open_store(ingested.url)
+    held_out = _held_out(store)
     train = _train_config(config, store, site)
     with interrupts.deferred():
         book, trained = train_on(
@@ -83,7 +84,7 @@ def demo(config: Demo, *, progress: Progress, interrupts: Interrupts) -> Outcome
             should_stop=interrupts.asked,
         )
     evaluated = evaluate_on(
-        store, site, book, out, progress=lambda done: progress("evaluate", done, None)
+        store, site, book, out, split=held_out, progress=lambda d: progress("evaluate", d, None)
     )
     encode(store, site, book, CODES, progress=lambda done, total: progress("encode", done, total))
     store = store.refresh()
@@ -147,6 +148,19 @@ def _ingest(
         if not result.done:
             result.log(summary.to_json())
     return summary, [result]
+
+
+def _held_out(store: Store) -> str:
+    """Return the split to evaluate on: test, or val where the run is too small for test documents."""
+    documents = {split["split"]: split["documents"] for split in summarize(store)["splits"]}
+    for split in ("test", "val"):
+        if documents[split]:
+            return split
+    raise JobError(
+        f"all {documents['train']} documents of {store.url} fell into the train split, so nothing is held "
+        "out to evaluate on. The store stands. Take more --rows, or a corpus of more documents.",
+        kind="no-held-out",
+    )
 
 
 def _train_config(config: Demo, store: Store, site: str) -> TrainConfig:

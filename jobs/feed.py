@@ -6,6 +6,7 @@ same next batch and a store that was killed and completed trains the same dictio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 
 from jobs.errors import JobError
-from store import Store, Windows
+from store import Store, Windows, tables
 from store.layout import CHUNK_ROWS
-from store.schema import canonical, sha256
+from store.schema import Column, Group, canonical, sha256
 from store.tokens import FLAG_SPECIAL, SPLITS
 from store.view import View
-from store.windows import default_window_rows
+from store.windows import default_window_rows, table_of, where_groups
 
+Array = np.ndarray[Any, np.dtype[Any]]
 Condition = tuple[str, str, Any]
 BLOCK_ROWS = 4096
 
@@ -45,16 +47,30 @@ def usual_rows(split: str | None) -> tuple[Condition, ...]:
     return (("split", "==", SPLITS.index(split)), *ordinary)
 
 
-def tensor_of(values: np.ndarray[Any, np.dtype[Any]], dtype: str) -> Tensor:
-    """Return raw rows ``[R, *shape]`` as a float32 tensor ``[R, D]``, shapes flattened."""
-    flat = (
-        torch.from_numpy(values.reshape(len(values), -1).view(np.int16))
-        if dtype == "bfloat16"
-        else None
-    )
-    if flat is not None:
-        return flat.view(torch.bfloat16).float()
-    return torch.from_numpy(np.ascontiguousarray(values.reshape(len(values), -1), np.float32))
+def tensor_of(values: Array, dtype: str) -> Tensor:
+    """Return raw rows ``[R, *shape]`` as a float32 tensor ``[R, D]`` of its own, shapes flattened."""
+    flat = np.ascontiguousarray(values).reshape(len(values), math.prod(values.shape[1:]))
+    if dtype == "bfloat16":
+        return torch.from_numpy(flat.view(np.int16)).view(torch.bfloat16).float()
+    return torch.from_numpy(flat.astype(np.float32))
+
+
+def dense_column(store: Store, address: str) -> tuple[Group, Column]:
+    """Return a dense column and its group.
+
+    Raises
+    ------
+    JobError
+        ``column-kind``: the column is not dense.
+    """
+    group, spec = store.view.resolve(address)
+    if spec.kind != "dense":
+        raise JobError(
+            f"column {address!r} is {spec.kind}; this reads dense columns: "
+            f"{', '.join(store.sites) or 'none here'}. Nothing was started. Choose one of them.",
+            kind="column-kind",
+        )
+    return group, spec
 
 
 @dataclass
@@ -85,15 +101,15 @@ class StoreFeed:
     rows: int = field(init=False)
 
     def __post_init__(self) -> None:
-        spec = self.store.column(self.column)
-        if spec.kind != "dense":
+        _, spec = dense_column(self.store, self.column)
+        if self.batch_rows <= 0:
             raise JobError(
-                f"column {self.column!r} is {spec.kind}; training reads dense columns: "
-                f"{', '.join(self.store.sites) or 'none here'}. Nothing was started.",
-                kind="column-kind",
+                f"a batch of {self.batch_rows} rows was asked for; it takes at least one. Nothing was "
+                "started. Mend --batch-rows.",
+                kind="bad-number",
             )
-        self._dtype = spec.dtype
-        self.width = int(np.prod(spec.shape))
+        self._spec = spec
+        self.width = math.prod(spec.shape)
         if self.window_rows is None:
             held = self.store.view.coverage("tokens").rows
             self.window_rows = default_window_rows(held, spec.row_bytes)
@@ -117,26 +133,37 @@ class StoreFeed:
         )
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (row ids int64[B], rows float32[B, D]) from batch ``start`` on, without an end."""
+        """Yield (row ids int64[B], rows float32[B, D]) from batch ``start`` on, without an end.
+
+        The tensors are the caller's own. One window is held at a time, and less than a batch of the one before.
+        """
         epoch, offset = divmod(start * self.batch_rows, self.rows)
-        ids, rows = np.empty(0, np.int64), np.empty(0)
+        rest_ids = np.empty(0, np.int64)
+        rest = np.empty((0, *self._spec.shape), self._spec.stored)
         while True:
             for window in self._windows(epoch, offset):
-                values = window.columns[self.column]
-                ids = np.concatenate([ids, window.row_ids])
-                rows = np.concatenate([rows, values]) if len(rows) else values
-                whole = len(ids) // self.batch_rows * self.batch_rows
-                for low in range(0, whole, self.batch_rows):
-                    mine = slice(low, low + self.batch_rows)
-                    yield torch.from_numpy(ids[mine]), tensor_of(rows[mine], self._dtype)
-                ids, rows = ids[whole:], rows[whole:]
+                ids, rows = window.row_ids, window.columns[self.column]
+                del window
+                low = -len(rest)
+                while low + self.batch_rows <= len(ids):
+                    mine = slice(max(low, 0), low + self.batch_rows)
+                    yield self._batch([rest_ids, ids[mine]], [rest, rows[mine]])
+                    rest_ids, rest = rest_ids[:0], rest[:0]
+                    low += self.batch_rows
+                rest_ids = np.concatenate([rest_ids, ids[max(low, 0) :]])
+                rest = np.concatenate([rest, rows[max(low, 0) :]])
+                del ids, rows
             epoch, offset = epoch + 1, 0
+
+    def _batch(self, ids: list[Array], rows: list[Array]) -> tuple[Tensor, Tensor]:
+        values = np.concatenate(rows) if len(rows[0]) else rows[1]
+        return torch.from_numpy(np.concatenate(ids)), tensor_of(values, self._spec.dtype)
 
     def state(self) -> dict[str, Any]:
         """Return what decides the batches; equal for stores that are logically identical."""
         return {
             "column": self.column,
-            "rows": rows_identity(self.store.view, self.column),
+            "rows": rows_identity(self.store.view, self.column, self.where),
             "where": [list(condition) for condition in self.where],
             "seed": self.seed,
             "window_rows": self.window_rows,
@@ -144,12 +171,17 @@ class StoreFeed:
         }
 
 
-def rows_identity(view: View, column: str) -> str:
-    """Return the hash of (group, recipe, part, rows) of a column and of its tokens: attempts play no part."""
+def rows_identity(view: View, column: str, where: Sequence[Condition] = ()) -> str:
+    """Return the hash of (group, recipe, part, rows) of a column, its tokens and what filters it.
+
+    Attempts play no part.
+    """
     group, spec = view.resolve(column)
+    names = ["tokens", group.name]
+    names += [name for name in where_groups(view, where) if name not in names]
     lines = [
         [name, view.group(name).recipe_hash, part, view.commit(name, part).rows]
-        for name in ("tokens", group.name)
+        for name in names
         for part in view.parts(name)
     ]
     return sha256(canonical([spec.name, lines]))
@@ -177,26 +209,31 @@ def blocks(
 
     Parameters
     ----------
+    where
+        Filter; see ``Store.windows``.
     extra
         Columns of the tokens table to carry along.
     parts
         Parts to read; default all the column covers.
-    """
-    from store import tables
 
-    group, spec = store.view.resolve(column)
+    Raises
+    ------
+    JobError
+        ``column-kind``: the column is not dense.
+    """
     assert block_rows % CHUNK_ROWS == 0
+    group, spec = dense_column(store, column)
+    where_groups(store.view, where)
     for part in store.view.parts(group.name) if parts is None else parts:
         commit = store.view.commit(group.name, part)
         tokens = store.view.table(store.view.commit("tokens", part), "tokens.parquet")
-        keep = tables.select(tokens, where)
-        ids = tables.column(tokens, "row")
+        keep, ids = survivors(store.view, part, where), tables.column(tokens, "row")
+        values = {name: tables.column(tokens, name) for name in extra}
         held = store.view.kept(commit)
         if held is not None:
             at = held - part * store.part_stride
             keep, ids = keep[at], ids[at]
-            tokens = tokens.take(at)
-        values = {name: tables.column(tokens, name) for name in extra}
+            values = {name: v[at] for name, v in values.items()}
         buffer = np.empty((min(block_rows, commit.rows), *spec.shape), spec.stored)
         for low in range(0, commit.rows, block_rows):
             high = min(low + block_rows, commit.rows)
@@ -209,3 +246,15 @@ def blocks(
                     x=tensor_of(raw[mine], spec.dtype),
                     tokens={name: v[low:high][mine] for name, v in values.items()},
                 )
+
+
+def survivors(view: View, part: int, where: Sequence[Condition]) -> Array:
+    """Return which rows of a part meet a filter, ``bool[rows]``; none where a filter's column has no part."""
+    keep = np.ones(view.commit("tokens", part).rows, bool)
+    for name, operator, value in where:
+        group, path = table_of(view, name)
+        if part not in view.parts(group):
+            return np.zeros_like(keep)
+        data = view.table(view.commit(group, part), path)
+        keep &= tables.select(data, [(name.rpartition(":")[2], operator, value)])
+    return keep

@@ -13,7 +13,8 @@ from typing import Any
 class Interrupts:
     """Turns SIGINT and SIGTERM into ``KeyboardInterrupt``, or into a flag inside ``deferred``.
 
-    A second signal always raises. Outside the main thread signals cannot be caught; nothing changes there.
+    A second signal always raises. A signal that is ignored when we come (``nohup``, a shell's background job)
+    stays ignored. Outside the main thread signals cannot be caught; nothing changes there.
     """
 
     def __init__(self) -> None:
@@ -40,18 +41,28 @@ class Interrupts:
         before: dict[int, Any] = {
             number: signal.signal(number, self._handle)
             for number in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(number) is not signal.SIG_IGN
         }
         try:
             yield self
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # None: it was set outside Python, which cannot put it back.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only set the flag while inside, for loops that end cleanly by themselves."""
+        """Only set the flag while inside, for loops that end cleanly by themselves.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            On leaving, where a signal came and the loop ended without looking.
+        """
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
+        if self._asked:
+            raise KeyboardInterrupt

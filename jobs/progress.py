@@ -33,9 +33,9 @@ class Progress:
             from rich.progress import Progress as Bars
 
             self._live = Bars(
-                TextColumn("{task.description:>9}"),
+                TextColumn("{task.description:>9}", markup=False),
                 BarColumn(bar_width=28),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
@@ -52,16 +52,18 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def __call__(self, phase: str, done: int, total: int | None, note: str = "") -> None:
-        """Say that ``done`` of ``total`` rows of a phase are done."""
+    def __call__(
+        self, phase: str, done: int, total: int | None, note: str = "", unit: str = "rows"
+    ) -> None:
+        """Say that ``done`` of ``total`` rows (or another unit) of a phase are done."""
         if self._quiet:
             return
         now = time.monotonic()
         start, first = self._began.setdefault(phase, (now, done))
         rate = (done - first) / max(now - start, 1e-9)
-        said = f"{done:,}" + (f" of {total:,}" if total else "") + " rows"
+        said = f"{done:,}" + (f" of {total:,}" if total else "") + f" {unit}"
         if rate and now - start > 1:
-            said += f", {rate:,.0f} rows/s"
+            said += f", {rate:,.0f} {unit}/s"
         said += f", {note}" if note else ""
         if self._live is not None:
             if phase not in self._tasks:

@@ -15,7 +15,7 @@ from store.tokens import SPLITS
 def summarize(store: Store, *, report: Report | None = None) -> dict[str, Any]:
     """Return a store's groups, columns, bytes, coverage and splits.
 
-    Reads every commit record and the documents' tables, no rows.
+    Reads every commit record and the tables of sequences and documents, no rows.
 
     Parameters
     ----------
@@ -83,11 +83,13 @@ def _splits(store: Store) -> list[dict[str, Any]]:
     rows = np.zeros(len(SPLITS), np.int64)
     documents: list[set[int]] = [set() for _ in SPLITS]
     for part in store.view.parts("tokens"):
-        data = store.view.table(store.view.commit("tokens", part), "documents.parquet")
-        split, count = tables.column(data, "split"), tables.column(data, "rows")
-        rows += np.bincount(split, weights=count, minlength=len(SPLITS)).astype(np.int64)
-        for number, doc_id in zip(split, tables.column(data, "doc_id"), strict=True):
-            documents[number].add(int(doc_id))
+        commit = store.view.commit("tokens", part)
+        sequences = store.view.table(commit, "sequences.parquet")
+        np.add.at(rows, tables.column(sequences, "split"), tables.column(sequences, "rows"))
+        held = store.view.table(commit, "documents.parquet")
+        split, doc_id = tables.column(held, "split"), tables.column(held, "doc_id")
+        for number, mine in enumerate(documents):
+            mine.update(doc_id[split == number].tolist())
     return [
         {"split": name, "documents": len(documents[i]), "rows": int(rows[i])}
         for i, name in enumerate(SPLITS)

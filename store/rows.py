@@ -34,6 +34,16 @@ class Rows:
 
     view: View
 
+    def _resolve(self, column: str) -> tuple[Group, Column]:
+        group, spec = self.view.resolve(column)
+        if spec.kind not in {"dense", "scalar"}:
+            raise InvalidInputError(
+                f"column {spec.name!r} of group {group.name!r} is {spec.kind}; read and gather take dense "
+                f"and scalar columns. Nothing was read. Use .arrow({group.name!r}).",
+                kind="column-kind",
+            )
+        return group, spec
+
     def spans(self, group: str, rows: slice) -> list[tuple[int, int, int]]:
         """Return (part, first, last) of the part-wise pieces of a row range."""
         counts = [self.view.commit(group, part).rows for part in self.view.parts(group)]
@@ -63,7 +73,7 @@ class Rows:
 
     def read(self, column: str, rows: slice = slice(None), *, raw: bool = False) -> Array:
         """Return a range of a column's rows, ``[R, *shape]``, counted in part order without gaps."""
-        group, spec = self.view.resolve(column)
+        group, spec = self._resolve(column)
         spans = self.spans(group.name, rows)
         out = np.empty((sum(high - low for _, low, high in spans), *spec.shape), spec.stored)
         at = 0
@@ -78,16 +88,10 @@ class Rows:
         commit = self.view.commit(group.name, part)
         if spec.kind == "dense":
             self.view.shard(commit, spec).read(low, high, out)
-        elif spec.kind == "scalar":
+        else:
             path = "tokens.parquet" if group.name == "tokens" else "scalars.parquet"
             values = tables.column(self.view.table(commit, path), spec.name)
             out[:] = values.reshape(len(values), *spec.shape)[low:high]
-        else:
-            raise InvalidInputError(
-                f"column {spec.name!r} of group {group.name!r} is {spec.kind}; read and gather take dense "
-                f"and scalar columns. Nothing was read. Use .arrow({group.name!r}).",
-                kind="column-kind",
-            )
 
     def gather(self, column: str, row_ids: Any, *, raw: bool = False) -> Array:
         """Return the rows of given ids in the given order, ``[R, *shape]``; repeats are fine.
@@ -97,7 +101,7 @@ class Rows:
         NotFoundError
             ``row-missing``: the column does not hold one of the rows.
         """
-        group, spec = self.view.resolve(column)
+        group, spec = self._resolve(column)
         ids = row_numbers(row_ids)
         order = np.argsort(ids, kind="stable")
         out = np.empty((len(ids), *spec.shape), spec.stored)

@@ -15,11 +15,11 @@ SOURCES = Registry("source", "ingest.sources")
 
 
 def find_files(paths: Sequence[str], endings: tuple[str, ...]) -> list[tuple[str, Path]]:
-    """Return (name, file) of every input file, sorted by name.
+    r"""Return (name, file) of every input file, sorted by name.
 
     A file stands for itself; a folder for all files below it with one of the ``endings``, named by their path
     below it. A file given twice is one. Of different files of one name, the second is called ``name (2)``, in
-    the order of ``paths``. Bytes of a name that are not UTF-8 are spelled ``\\xff``.
+    the order of ``paths``. Bytes of a name that are not UTF-8 are spelled ``\xff``.
 
     Raises
     ------

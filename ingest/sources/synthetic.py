@@ -24,6 +24,7 @@ from store.schema import subseed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _MAX_RATE = 0.95
+_MAX_ZIPF = 10.0
 _BLOCK_ROWS = 1024  # rows made at once: memory does not grow with the part
 
 
@@ -39,7 +40,7 @@ class Synthetic:
     active: float = 4.0
     """Mean number of features on in a row, at most 0.95 of ``features``."""
     zipf: float = 0.0
-    """Exponent of the firing rates over ranks; 0 makes them equal."""
+    """Exponent of the firing rates over ranks, at most 10; 0 makes them equal."""
     spread: float = 0.3
     """Standard deviation of magnitudes around 1."""
     noise: float = 0.0
@@ -51,12 +52,12 @@ class Synthetic:
             object.__setattr__(self, name, float(getattr(self, name)))  # 4 and 4.0: one recipe
         drawn = (self.zipf, self.spread, self.noise)
         legal = self.width > 0 and 0 < self.active <= _MAX_RATE * self.features
-        if not (legal and all(0 <= value < math.inf for value in drawn)):
+        if not (legal and self.zipf <= _MAX_ZIPF and all(0 <= v < math.inf for v in drawn)):
             raise SourceError(
                 f"a synthetic source of {self.features} features, {self.active:g} active (at most "
                 f"{_MAX_RATE:.0%} of them), width {self.width}, zipf {self.zipf:g}, spread {self.spread:g}, "
                 f"noise {self.noise:g} was asked for. Nothing was written. Give a positive width and active, "
-                "and numbers that are not negative.",
+                f"and numbers that are not negative, zipf up to {_MAX_ZIPF:g}.",
                 kind="bad-source",
             )
 
@@ -92,7 +93,7 @@ class Synthetic:
         pairs = []
         for low in range(0, rows, _BLOCK_ROWS):
             on_RN = rng.random((min(_BLOCK_ROWS, rows - low), self.features)) < self.rates
-            pairs.append(np.argwhere(on_RN) + (low, 0))
+            pairs.append(np.argwhere(on_RN) + np.array([low, 0]))
         row, feature = np.concatenate(pairs).T
         value = np.abs(1.0 + self.spread * rng.standard_normal(len(row)))
         return row, feature.astype(np.uint32), value.astype(np.float32)

@@ -137,7 +137,7 @@ def evaluate_on(
 
 
 def figures(evaluation: Result) -> dict[str, float]:
-    """Return an evaluation's figures by name: fvu, l0_mean, dead, latents, rows, cosine …"""
+    """Return an evaluation's figures by name: fvu, l0_mean, dead, latents, rows, cosine and more."""
     table = evaluation.table("summary")
     return dict(zip(table["metric"], map(float, table["value"]), strict=True))
 

@@ -59,8 +59,8 @@ def train(
     out
         Folder for checkpoints; None keeps none.
     log
-        Called with each entry of the history: step, rows, loss, fvu, l0, dead, lr, rows_per_second,
-        seconds_left.
+        Called with each entry of the history: step, rows, loss, fvu, l0, dead, lr, gradient_norm, threshold,
+        seconds, rows_per_second, seconds_left.
     resume
         Take up the newest checkpoint in ``out``; otherwise start afresh over it.
     should_stop
@@ -80,7 +80,7 @@ def train(
     """
     saves = Checkpoints(out, {"train": cfg.to_json(), "feed": feed.state(), "width": feed.width})
     learner, history = _begin(feed, cfg, saves, ops=ops, device=device, resume=resume)
-    meter = _Meter(learner.step, learner.rows)
+    meter = _Meter(learner, history)
     stopped = False
     for row_ids, x_RD in islice(feed.batches(learner.step), cfg.steps - learner.step):
         _check_width(x_RD, feed, learner.step)
@@ -154,10 +154,11 @@ def _freeze(
 
 
 class _Meter:
-    """Rate and time left of this process's share of a run."""
+    """Rate and time left of this process's share of a run; seconds go on from what a resume found."""
 
-    def __init__(self, step: int, rows: int) -> None:
-        self._step, self._rows, self._start = step, rows, time.perf_counter()
+    def __init__(self, learner: Learner, history: list[dict[str, Any]]) -> None:
+        self._step, self._rows, self._start = learner.step, learner.rows, time.perf_counter()
+        self._before = history[-1]["seconds"] if history else 0.0
 
     def entry(self, learner: Learner, report: StepReport) -> dict[str, Any]:
         seconds = max(time.perf_counter() - self._start, 1e-9)
@@ -167,6 +168,8 @@ class _Meter:
             "step": learner.step,
             "rows": learner.rows,
             **numbers,
+            "threshold": learner.threshold / learner.calibration.scale,
+            "seconds": self._before + seconds,
             "rows_per_second": (learner.rows - self._rows) / seconds,
             "seconds_left": pace * (learner.cfg.steps - learner.step),
         }

@@ -25,6 +25,7 @@ from store.tokens import FLAG_SPECIAL
 if TYPE_CHECKING:
     import polars as pl
 
+Array = np.ndarray[Any, np.dtype[Any]]
 Columns = dict[str, Any]
 
 
@@ -47,6 +48,9 @@ class ContextsConfig:
 def telling(store: Store, config: ContextsConfig) -> Columns:
     """Return the most telling latents: columns ``latent, score, density, max, documents``, best first.
 
+    The corpus is the ordinary rows the codes cover. Equal scores go by latent; sums are made in one order, so
+    equal codes give equal bits.
+
     Raises
     ------
     JobError
@@ -54,55 +58,86 @@ def telling(store: Store, config: ContextsConfig) -> Columns:
     """
     import polars as pl
 
-    codes = frame(store, config.group)
-    tokens = frame(store, "tokens").filter(pl.col("flags") & FLAG_SPECIAL == 0)
-    rows = tokens.select(pl.len()).collect().item()
-    corpus = tokens.group_by("token_id").agg((pl.len() / rows).alias("q"))
-    fired = codes.join(tokens.select("row", "token_id", "doc_id"), on="row")
-    per_latent = fired.group_by("latent").agg(
-        pl.len().alias("n"),
-        pl.col("value").max().alias("max"),
-        pl.col("doc_id").n_unique().alias("documents"),
+    tokens = _ordinary(store, config.group)
+    fired = (
+        frame(store, config.group)
+        .filter(pl.col("value") > 0)
+        .join(tokens.select("row", "token_id", "doc_id"), on="row")
     )
-    usable = per_latent.filter(
-        (pl.col("n") >= config.min_rows)
-        & (pl.col("documents") >= config.min_documents)
-        & (pl.col("n") <= config.max_density * rows)
-    )
-    mass = fired.group_by("latent", "token_id").agg(pl.col("value").sum().alias("mass"))
-    share = mass.join(usable, on="latent").join(corpus, on="token_id")
-    p = pl.col("mass") / pl.col("mass").sum().over("latent")
-    found = (
-        share.with_columns(p.alias("p"))
-        .group_by("latent")
+    corpus = tokens.group_by("token_id").len("count").collect()
+    rows = int(corpus["count"].sum())
+    usable = (
+        fired.group_by("latent")
         .agg(
-            (pl.col("p") * (pl.col("p") / pl.col("q")).log(2)).sum().alias("bits"),
-            (-(pl.col("p") * pl.col("p").log())).sum().exp().alias("effective"),
-            pl.col("n", "max", "documents").first(),
+            pl.len().cast(pl.Int64).alias("n"),
+            pl.col("value").max().cast(pl.Float64).alias("max"),
+            pl.col("doc_id").n_unique().cast(pl.Int64).alias("documents"),
         )
-        .with_columns(
-            (pl.col("bits") * (1 - 1 / pl.col("effective"))).alias("score"),
-            (pl.col("n") / rows).alias("density"),
+        .filter(
+            (pl.col("n") >= config.min_rows)
+            & (pl.col("documents") >= config.min_documents)
+            & (pl.col("n") <= config.max_density * rows)
         )
-        .sort(["score", "latent"], descending=[True, False])
-        .head(config.latents)
-        .select(
-            pl.col("latent").cast(pl.Int64),
-            "score",
-            "density",
-            pl.col("max").cast(pl.Float64),
-            pl.col("documents").cast(pl.Int64),
-        )
+        .sort("latent")
         .collect()
     )
-    if not len(found):
+    if not len(usable):
         raise JobError(
             f"no latent of group {config.group!r} fires on {config.min_rows} rows of "
             f"{config.min_documents} documents and on at most {config.max_density:.0%} of all. Nothing was "
             "written. Lower the limits, or encode more rows.",
             kind="no-latents",
         )
-    return _columns(found)
+    mass = (
+        fired.join(usable.lazy().select("latent"), on="latent")
+        .group_by("latent", "token_id")
+        .agg(pl.col("value").cast(pl.Float64).sum().alias("mass"))
+        .join(corpus.lazy(), on="token_id")
+        .sort("latent", "token_id")
+        .collect()
+    )
+    score_L = telling_scores(
+        mass["latent"].to_numpy(), mass["mass"].to_numpy(), mass["count"].to_numpy() / rows
+    )
+    best = np.argsort(-score_L, kind="stable")[: config.latents]
+    return {
+        "latent": usable["latent"].cast(pl.Int64).to_numpy()[best],
+        "score": score_L[best],
+        "density": usable["n"].to_numpy()[best] / rows,
+        "max": usable["max"].to_numpy()[best],
+        "documents": usable["documents"].to_numpy()[best],
+    }
+
+
+def _ordinary(store: Store, group: str) -> pl.LazyFrame:
+    """Return the tokens that are not special, of the rows a group covers."""
+    import polars as pl
+
+    tokens = frame(store, "tokens").filter(pl.col("flags") & FLAG_SPECIAL == 0)
+    if store.view.coverage(group).rows == store.view.coverage("tokens").rows:
+        return tokens
+    covered = pl.LazyFrame({"row": store.row_ids(group=group)})
+    return tokens.join(covered, on="row", how="semi")
+
+
+def telling_scores(latent_N: Array, mass_N: Array, corpus_N: Array) -> Array:
+    """Return the score of each latent, ``float64[L]``, ascending by latent.
+
+    Parameters
+    ----------
+    latent_N
+        Latents, ascending; one entry for each token a latent fires on.
+    mass_N
+        Sum of the latent's values on that token, above 0.
+    corpus_N
+        Share of that token in the corpus.
+    """
+    starts = np.flatnonzero(np.diff(latent_N.astype(np.int64), prepend=-1))
+    sizes = np.diff(starts, append=len(latent_N))
+    p_N = mass_N / np.repeat(np.add.reduceat(mass_N, starts), sizes)
+    bits_L = np.add.reduceat(p_N * np.log2(p_N / corpus_N), starts)
+    effective_L = np.exp(-np.add.reduceat(p_N * np.log(p_N), starts))
+    return np.asarray(bits_L * (1 - 1 / effective_L))
 
 
 def top_passages(
@@ -115,18 +150,18 @@ def top_passages(
     import polars as pl
 
     by_latent = frame(store, f"{config.group}_by_latent")
-    tokens = frame(store, "tokens")
-    ordinary = tokens.filter(pl.col("flags") & FLAG_SPECIAL == 0)
+    wanted = pl.Series("latent", list(latents), dtype=pl.UInt32)
     found = (
-        by_latent.filter(pl.col("latent").is_in(list(latents)))
-        .join(ordinary.select("row", "seq_id", "doc_id", "pos"), on="row")
+        by_latent.filter(pl.col("latent").is_in(wanted.implode()))
+        .join(_ordinary(store, config.group).select("row", "seq_id", "doc_id", "pos"), on="row")
         .sort(["latent", "value", "row"], descending=[False, True, False])
         .unique(["latent", "doc_id"], keep="first", maintain_order=True)
         .group_by("latent", maintain_order=True)
         .head(config.passages)
         .collect()
     )
-    names = dict(frame(store, "documents").select("doc_id", "name").unique().collect().iter_rows())
+    named = frame(store, "documents").filter(pl.col("doc_id").is_in(found["doc_id"].implode()))
+    names = dict(named.select("doc_id", "name").collect().iter_rows())
     rank = found.select(pl.int_range(pl.len()).over("latent")).to_series().to_numpy()
     contexts: Columns = {
         "latent": found["latent"].cast(pl.Int64).to_numpy(),
@@ -152,8 +187,12 @@ def _spell(store: Store, config: ContextsConfig, contexts: Columns) -> Columns:
     )
     active = (
         frame(store, config.group)
-        .filter(pl.col("latent").is_in(np.unique(contexts["latent"]).tolist()))
-        .filter(pl.col("row").is_in(wanted.tolist()))
+        .filter(pl.col("row").is_in(pl.Series(wanted, dtype=pl.Int64).implode()))
+        .filter(
+            pl.col("latent").is_in(
+                pl.Series(contexts["latent"], dtype=pl.UInt32).unique().implode()
+            )
+        )
         .collect()
     )
     values = {(row, latent): value for row, latent, value in active.iter_rows()}
@@ -175,29 +214,40 @@ def _spell(store: Store, config: ContextsConfig, contexts: Columns) -> Columns:
 def passage(store: Store, row: int, radius: int) -> list[tuple[int, str, int]]:
     """Return (offset, text, row id) of the tokens around a row, within its sequence, special ones left out.
 
-    Texts join to the passage as it stands in the document: each token has the characters since the one before.
-    Where the store keeps no text, token ids stand in for it.
+    Texts join to the passage as it stands in the document: each token has the characters since the one before,
+    and of several tokens of one character the first has it. Where the store knows no text of a token, its id
+    stands in.
+
+    Raises
+    ------
+    JobError
+        ``row-missing``: the store holds no such row.
     """
-    part = row // store.part_stride
-    commit = store.view.commit("tokens", part)
+    part, at = divmod(row, store.part_stride)
+    held = store.view.parts("tokens")
+    commit = store.view.commit("tokens", part) if part in held else None
+    if commit is None or at >= commit.rows:
+        raise JobError(
+            f"row {row} is not in {store.url}. Nothing was read. `actlake inspect` shows coverage.",
+            kind="row-missing",
+        )
     data = store.view.table(commit, "tokens.parquet")
-    base = part * store.part_stride
-    low, high = max(row - radius - base, 0), min(row + radius + 1 - base, commit.rows)
-    near = {name: tables.column(data, name)[low:high] for name in tables.TOKENS.names}
-    at = row - base - low
-    mine = (near["seq_id"] == near["seq_id"][at]) & (near["doc_id"] == near["doc_id"][at])
+    low, high = max(at - radius, 0), min(at + radius + 1, commit.rows)
+    near = {name: tables.column(data.slice(low, high - low), name) for name in tables.TOKENS.names}
+    seq_id, doc_id = (near[name][at - low] for name in ("seq_id", "doc_id"))
+    mine = (near["seq_id"] == seq_id) & (near["doc_id"] == doc_id)
     mine &= near["flags"] & FLAG_SPECIAL == 0
-    text, shift = _document_text(store, part, int(near["doc_id"][at]))
+    text, shift = _document_text(store, part, int(doc_id))
     found: list[tuple[int, str, int]] = []
     before: int | None = None
     for index in np.flatnonzero(mine):
         start, end = int(near["char_start"][index]), int(near["char_end"][index])
-        start = start if before is None else min(before, start)
-        spelled = (
-            f" {near['token_id'][index]}" if text is None else text[start - shift : end - shift]
-        )
-        found.append((int(index - at), spelled, int(near["row"][index])))
-        before = end
+        spelled = f" {near['token_id'][index]}"
+        if text is not None and end >= 0:
+            start = start if before is None else before
+            before = max(start, end)
+            spelled = text[start - shift : before - shift]
+        found.append((int(index) + low - at, spelled, int(near["row"][index])))
     return found
 
 
@@ -209,7 +259,3 @@ def _document_text(store: Store, part: int, doc_id: int) -> tuple[str | None, in
     return data.column("text")[int(at[0])].as_py(), int(
         data.column("char_start")[int(at[0])].as_py()
     )
-
-
-def _columns(data: pl.DataFrame) -> Columns:
-    return {name: data[name].to_numpy() for name in data.columns}

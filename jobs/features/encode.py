@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from jobs.codebook import Codebook
 from jobs.errors import JobError
-from jobs.feed import blocks
+from jobs.feed import blocks, dense_column
 from store import Codes, Store
 
 
@@ -43,12 +42,12 @@ def encode(
     Raises
     ------
     JobError
-        ``width-mismatch``: the dictionary is of another width.
+        ``width-mismatch``: the dictionary is of another width. ``column-kind``: the column is not dense.
     ConflictError
         A group of that name was made by another dictionary or site.
     """
-    holder, spec = store.view.resolve(site)
-    width = int(np.prod(spec.shape))
+    holder, spec = dense_column(store, site)
+    width = math.prod(spec.shape)
     if width != book.width:
         raise JobError(
             f"the dictionary reads rows of width {book.width} (site {book.meta.get('site', 'not stated')}); "

@@ -2,11 +2,13 @@
 
 Tables are Polars lazy frames over the committed, verified files. ``documents`` has one line a document (the store
 keeps one a part, with its slice of text: that table is ``document_parts``). A group of dense columns is a table
-too: its columns are read from shards only where the query names them, as fixed-size arrays.
+too: its columns are read from shards only where the query names them, as fixed-size arrays. A query reads and
+changes nothing; names with dots or dashes are quoted: ``"grad.atp"``.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,23 +16,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.errors import JobError
-from store import Store
-from store.schema import Group
+from store import Store, tables
+from store.commits import Commit
+from store.rows import decoded
+from store.schema import Column, Group
 
 if TYPE_CHECKING:
     import polars as pl
 
+Array = np.ndarray[Any, np.dtype[Any]]
 _FIXED = ("tokens", "sequences", "documents", "document_parts")
 _BLOCK_ROWS = 4096
+_READS = re.compile(
+    r"(?:\s|\(|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?:select|with|from|values|explain|show|table|describe)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def table_names(store: Store) -> list[str]:
     """Return every name a query may use."""
     names = list(_FIXED)
     for name, group in store.groups.items():
-        if name != "tokens":
+        if name not in _FIXED:
             names.append(name)
-            if _kinds(group) == {"codes"}:
+            if "codes" in _kinds(group):
                 names.append(f"{name}_by_latent")
     return names
 
@@ -64,29 +73,38 @@ def query(store: Store, sql: str) -> pl.DataFrame:
     import polars as pl
 
     names = table_names(store)
-    used = [name for name in names if re.search(rf"(?<![\w.]){re.escape(name)}(?![\w])", sql)]
+    if not _READS.match(sql):
+        raise _bad_sql("a query starts with SELECT, WITH, FROM, VALUES, EXPLAIN or SHOW", names)
+    used = [name for name in names if re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", sql)]
     context = pl.SQLContext({name: frame(store, name) for name in used})
     try:
         return context.execute(sql, eager=True)
-    except pl.exceptions.PolarsError as error:
-        raise JobError(
-            f"the query cannot be run: {str(error).splitlines()[0]}. The tables are {', '.join(names)} "
-            "(`actlake tables URL` lists their columns). Nothing was changed.",
-            kind="bad-sql",
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise _bad_sql(
+            (str(error).strip() or type(error).__name__).splitlines()[0], names
         ) from error
+
+
+def _bad_sql(found: str, names: list[str]) -> JobError:
+    return JobError(
+        f"the query cannot be run: {found.rstrip('.')}. The tables are {', '.join(names)} (`actlake tables URL` "
+        "lists their columns); quote names with dots or dashes. Nothing was changed. Mend the query.",
+        kind="bad-sql",
+    )
 
 
 def _documents(store: Store) -> pl.LazyFrame:
     import polars as pl
 
     pieces = store.table("documents").drop("text")
-    return pieces.group_by("doc_id").agg(
+    whole = pieces.group_by("doc_id").agg(
         pl.col("name", "sha256", "split").first(),
         pl.col("first_row").min(),
-        pl.col("rows").sum(),
+        pl.col("rows").cast(pl.Int64).sum(),
         pl.col("char_start").min(),
         pl.col("char_end").max(),
     )
+    return whole.sort("doc_id")
 
 
 def _kinds(group: Group) -> set[str]:
@@ -101,7 +119,7 @@ def _wide(store: Store, group: Group) -> pl.LazyFrame:
     schema: dict[str, Any] = {"row": pl.Int64()}
     for column in group.columns.values():
         plain = pl.Float32() if column.dtype == "bfloat16" else _polars_dtype(column.stored)
-        schema[column.name] = pl.Array(plain, int(np.prod(column.shape))) if column.shape else plain
+        schema[column.name] = pl.Array(plain, math.prod(column.shape)) if column.shape else plain
 
     def read(
         with_columns: list[str] | None,
@@ -110,30 +128,49 @@ def _wide(store: Store, group: Group) -> pl.LazyFrame:
         batch_size: int | None,
     ) -> Iterator[pl.DataFrame]:
         del batch_size
-        for block in _blocks(store, group, with_columns or list(schema), schema, n_rows):
+        names = list(schema) if with_columns is None else with_columns
+        for block in _blocks(store, group, names, schema, n_rows):
             yield block if predicate is None else block.filter(predicate)
 
     return register_io_source(read, schema=pl.Schema(schema))
 
 
 def _blocks(
-    store: Store, group: Group, names: list[str], schema: dict[str, Any], n_rows: int | None
+    store: Store, group: Group, names: list[str], schema: dict[str, Any], limit: int | None
 ) -> Iterator[pl.DataFrame]:
+    """Yield the first ``limit`` rows of a group, part by part."""
     import polars as pl
 
-    total = store.view.coverage(group.name).rows if n_rows is None else n_rows
-    for low in range(0, total, _BLOCK_ROWS):
-        rows = slice(low, min(low + _BLOCK_ROWS, total))
-        columns: dict[str, pl.Series] = {}
-        for name in names:
-            values = (
-                store.row_ids(rows, group.name)
+    left = store.view.coverage(group.name).rows if limit is None else limit
+    for part in store.view.parts(group.name):
+        if not left:
+            return
+        commit = store.view.commit(group.name, part)
+        kept = store.view.kept(commit)
+        first = part * store.part_stride
+        ids = np.arange(first, first + commit.rows) if kept is None else kept
+        for low in range(0, min(commit.rows, left), _BLOCK_ROWS):
+            high = min(low + _BLOCK_ROWS, commit.rows, left)
+            columns = {
+                name: ids[low:high]
                 if name == "row"
-                else store.read(f"{group.name}:{name}", rows)
+                else _values(store, commit, group.columns[name], low, high)
+                for name in names
+            }
+            yield pl.DataFrame(
+                [pl.Series(name, values, dtype=schema[name]) for name, values in columns.items()]
             )
-            flat = values.reshape(len(values), -1) if name != "row" and values.ndim > 1 else values
-            columns[name] = pl.Series(name, flat, dtype=schema[name])
-        yield pl.DataFrame(columns)
+        left -= min(commit.rows, left)
+
+
+def _values(store: Store, commit: Commit, column: Column, low: int, high: int) -> Array:
+    """Return rows of a column as Polars takes them: shapes flattened, bfloat16 widened."""
+    if column.kind == "scalar":
+        held = tables.column(store.view.table(commit, "scalars.parquet"), column.name)[low:high]
+        return held.reshape(high - low, *([math.prod(column.shape)] if column.shape else []))
+    raw = np.empty((high - low, *column.shape), column.stored)
+    store.view.shard(commit, column).read(low, high, raw)
+    return decoded(raw, column, raw=False).reshape(high - low, math.prod(column.shape))
 
 
 def _polars_dtype(dtype: np.dtype[Any]) -> Any:

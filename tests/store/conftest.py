@@ -19,7 +19,7 @@ def new_memory_url() -> str:
     return f"memory://tests-store-{next(_numbers)}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def memory_url():
     """A function that returns a fresh ``memory://`` URL."""
     return new_memory_url

@@ -1,0 +1,51 @@
+"""Writes the generated tables of the README from the registries: ``python tests/readme_tables.py``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ingest.models import ADAPTERS
+from ingest.sources import SOURCES
+from jobs.dictionaries import VARIANTS
+from store.codecs import CODECS
+from store.registry import Registry
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def first_line(cls: Any) -> str:
+    """Return the first line of a docstring without its full stop."""
+    return (cls.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+def of_registry(noun: str, registry: Registry) -> Callable[[], str]:
+    def table() -> str:
+        lines = [f"| {noun} | what it is |", "|---|---|"]
+        lines += [f"| `{name}` | {first_line(registry.get(name))} |" for name in registry.names()]
+        return "\n".join(lines)
+
+    return table
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "sources": of_registry("source", SOURCES),
+    "families": of_registry("model family", ADAPTERS),
+    "variants": of_registry("dictionary", VARIANTS),
+    "codecs": of_registry("codec", CODECS),
+}
+
+
+def filled(text: str) -> str:
+    """Return the README with every generated table as it should be."""
+    for name, table in TABLES.items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(pattern, lambda m, t=table: m[1] + t() + "\n" + m[2], text, flags=re.S)
+        assert count == 1, f"the README has no place for table {name}"
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,245 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import store
+from store import ConflictError, InvalidInputError
+from store.testing.small import fill, tokens_store, values_of
+from store.testing.strategies import conditions
+from store.windows import default_window_rows
+
+MET = {
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+    "in": lambda a, b: a in b,
+    "has": lambda a, b: a & b == b,
+    "lacks": lambda a, b: a & b == 0,
+}
+
+
+@pytest.fixture(scope="module")
+def opened(small_objects):
+    from store.testing.faults import plant
+
+    return store.open(plant("memory://tests-windows", small_objects))
+
+
+def surviving(opened, where, extra=()):
+    """Row ids that meet a filter, by plain Python over the tables."""
+    tokens = opened.arrow("tokens").to_pydict()
+    labels = opened.arrow("labels").to_pydict()
+    table = {**{f"labels:{k}": v for k, v in labels.items()}, **labels, **tokens}
+    ids = [
+        row
+        for at, row in enumerate(tokens["row"])
+        if all(MET[op](table[name][at], value) for name, op, value in (*where, *extra))
+    ]
+    return np.array(ids, np.int64)
+
+
+def ids_of(windows):
+    found = [window.row_ids for window in windows]
+    return np.concatenate([np.empty(0, np.int64), *found])
+
+
+@given(st.data())
+@settings(max_examples=15)
+def test_windows_are_a_permutation_of_exactly_the_filtered_rows(opened, oracle, data):
+    where = data.draw(st.lists(conditions(), max_size=3))
+    seed, epoch = data.draw(st.integers(0, 2**63)), data.draw(st.integers(0, 9))
+    window_rows = data.draw(st.sampled_from([1, 256, 600, 1024, 10_000]))
+    windows = opened.windows(
+        ["acts:h"], seed=seed, epoch=epoch, window_rows=window_rows, where=where
+    )
+    ids, kept = ids_of(windows), surviving(opened, where)
+    assert np.array_equal(np.sort(ids), kept)
+    assert windows.rows == len(kept)
+    parts = [(p, opened.view.commit("tokens", p).rows) for p in opened.view.parts("tokens")]
+    inside = set(kept.tolist())
+    wanted = oracle("order").order(
+        parts,
+        seed=seed,
+        epoch=epoch,
+        window_rows=window_rows,
+        survives=lambda part, row: part * opened.part_stride + row in inside,
+    )
+    assert ids.tolist() == [part * opened.part_stride + row for part, row in wanted]
+
+
+@pytest.mark.parametrize("columns", [["acts:h"], ["f", "i", "loss"], ["triple", "tokens:token_id"]])
+@pytest.mark.parametrize("raw", [False, True])
+def test_windows_hold_the_rows_they_name(opened, columns, raw):
+    for window in opened.windows(columns, seed=3, window_rows=512, raw=raw):
+        for name in columns:
+            wanted = opened.gather(name, window.row_ids, raw=raw)
+            assert window.columns[name].dtype == wanted.dtype
+            assert window.columns[name].tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("where", [[], [("flags", "lacks", 1), ("split", "==", 0)]])
+def test_ranks_interleave_to_the_same_sequence(opened, world, where):
+    settings = {"seed": 5, "epoch": 1, "window_rows": 300, "where": where}
+    whole = ids_of(
+        opened.windows(["h"], **settings) if False else opened.windows(["f"], **settings)
+    )
+    found = np.empty(len(whole), np.int64)
+    for rank in range(world):
+        found[rank::world] = ids_of(opened.windows(["f"], rank=rank, world=world, **settings))
+    assert np.array_equal(found, whole)
+
+
+@pytest.mark.parametrize("where", [[], [("token_id", "<", 300)]], ids=["all", "filtered"])
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 3)])
+def test_resuming_from_every_position_gives_the_rest(opened, where, rank, world):
+    def windows(start=0):
+        return opened.windows(
+            ["loss"], seed=8, window_rows=512, where=where, start=start, rank=rank, world=world
+        )
+
+    whole = windows()
+    ids, rows = ids_of(whole), whole.rows
+    ranks = np.arange(rows) % world == rank
+    for start in range(0, rows + 2, 1 if rows < 600 else 7):
+        rest = list(windows(start))
+        left = ids[np.count_nonzero(ranks[:start]) :]
+        assert np.array_equal(ids_of(rest), left)
+        if rest:
+            assert rest[0].position == start
+            assert rest[-1].next_position == rows
+
+
+def test_resume_states_hold_few_integers_and_refuse_another_reading(opened):
+    windows = opened.windows(["f"], seed=8, window_rows=512, where=[("pos", "<", 9)])
+    state = windows.state(40)
+    assert {k for k, v in state.items() if isinstance(v, int)} == {
+        "order", "seed", "epoch", "window_rows", "next_position",
+    }  # fmt: skip
+    assert (
+        ids_of(windows.resume(state)).tolist()
+        == ids_of(
+            opened.windows(["f"], seed=8, window_rows=512, where=[("pos", "<", 9)], start=40)
+        ).tolist()
+    )
+    for changed in ({"seed": 9}, {"epoch": 1}, {"window_rows": 256}, {"order": 2}, {"pin": "x"}):
+        with pytest.raises(ConflictError, match=next(iter(changed))) as caught:
+            windows.resume({**state, **changed})
+        assert caught.value.kind == "resume-mismatch"
+    other = opened.windows(["f"], seed=8, window_rows=512, where=[("pos", "<", 8)])
+    with pytest.raises(ConflictError, match="where"):
+        other.resume(state)
+
+
+def test_the_order_does_not_know_attempts_or_hashes(memory_url):
+    def ids(url):
+        made = fill(tokens_store(url), "acts", {"h": "bfloat16[16]"})
+        return made, ids_of(made.windows(["h"], seed=1, window_rows=512, where=[("pos", "<", 50)]))
+
+    (one, first), (two, second) = ids(memory_url()), ids(memory_url())
+    assert one.id != two.id
+    assert one.pin_id() != two.pin_id()
+    assert np.array_equal(first, second)
+
+
+def test_masked_groups_give_their_rows_only_and_filters_apply_too(opened):
+    kept = opened.row_ids(group="sample")
+    where = [("pos", "<", 100)]
+    windows = opened.windows(["sample:h", "y", "f"], seed=2, window_rows=512, where=where)
+    wanted = np.intersect1d(kept, surviving(opened, where))
+    assert np.array_equal(np.sort(ids_of(windows)), wanted)
+    assert windows.rows == len(wanted)
+    column = opened.column("sample:h")
+    for window in windows:
+        assert np.array_equal(window.columns["sample:h"], values_of(window.row_ids, column))
+        assert np.array_equal(
+            window.columns["y"], values_of(window.row_ids, opened.column("sample:y"))
+        )
+
+
+def test_filters_take_scalar_columns_of_other_groups_and_pin_them(opened):
+    where = [("labels:loss", ">", 0.5), ("count", "<", 10**9)]
+    windows = opened.windows(["f"], seed=2, window_rows=512, where=where)
+    assert np.array_equal(np.sort(ids_of(windows)), surviving(opened, where))
+    assert windows.pin == opened.pin_id(["tokens", "acts", "labels"])
+    assert opened.windows(["f"], seed=2).pin == opened.pin_id(["acts"])
+
+
+def test_windows_run_over_the_parts_all_groups_share(memory_url):
+    made = fill(tokens_store(memory_url()), "whole", {"h": "int8[16]"})
+    with made.writer("labels", columns={"y": "int8"}, recipe={}) as writer:
+        ids = made.row_ids(slice(0, made.view.commit("tokens", 0).rows))
+        writer.put(ids, {"y": np.ones(len(ids), np.int8)})
+    made = made.refresh()
+    for call in ({"columns": ["h", "y"]}, {"columns": ["h"], "where": [("y", "==", 1)]}):
+        assert np.array_equal(np.sort(ids_of(made.windows(**call, seed=0))), ids)
+
+
+def test_windows_nobody_survives_in_are_passed_over(opened):
+    where = [("seq_id", "==", 0), ("pos", "<", 3)]
+    windows = list(opened.windows(["f"], seed=2, window_rows=256, where=where))
+    assert [len(window.row_ids) for window in windows] == [3]
+
+
+BAD = {
+    "operator": ([("pos", "~", 3)], "bad-where"),
+    "type": ([("pos", "<", "three")], "bad-where"),
+    "overflow": ([("split", "has", 999)], "bad-where"),
+    "no-list": ([("split", "in", 3)], "bad-where"),
+    "two-items": ([("split", 3)], "bad-where"),
+    "dense": ([("f", "<", 3)], "bad-where"),
+    "masked": ([("y", "<", 3)], "bad-where"),
+    "unknown": ([("nothing", "<", 3)], "column-missing"),
+}
+
+
+@pytest.mark.parametrize(("where", "kind"), BAD.values(), ids=BAD)
+def test_filters_that_make_no_sense_are_refused(opened, where, kind):
+    with pytest.raises(store.StoreError, match="Nothing was read") as caught:
+        list(opened.windows(["acts:h"], seed=1, where=where))
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"rank": 2, "world": 2}, "bad-rank"),
+        ({"rank": -1}, "bad-rank"),
+        ({"world": 0}, "bad-rank"),
+        ({"start": -1}, "bad-rank"),
+        ({"columns": ["codes:codes"]}, "column-kind"),
+        ({"columns": ["h"]}, "ambiguous-column"),
+    ],
+)
+def test_calls_that_make_no_sense_are_refused(opened, settings, kind):
+    with pytest.raises(InvalidInputError) as caught:
+        opened.windows(**{"columns": ["f"], "seed": 1, **settings})
+    assert caught.value.kind == kind
+
+
+def test_the_default_window_fits_a_quarter_of_free_memory(monkeypatch, opened):
+    monkeypatch.setattr("store.windows.free_memory_bytes", lambda: 4 * 1000 * 1024)
+    assert default_window_rows(10**9, 1000) == 1024
+    assert default_window_rows(300, 1000) == 512
+    assert default_window_rows(300, 10**9) == 256
+    bits, floats = (opened.windows(["acts:h"], seed=1, raw=raw) for raw in (True, False))
+    assert bits.window_rows >= floats.window_rows
+
+
+def test_threads_that_share_a_store_read_right_rows(opened):
+    ids, shared = opened.row_ids(), opened.refresh()
+    columns = {name: opened.column(f"acts:{name}") for name in ("h", "f", "i")}
+
+    def work(seed):
+        name = "hfi"[seed % 3]
+        mine = np.random.default_rng(seed).choice(ids, 700)
+        return np.array_equal(shared.gather(f"acts:{name}", mine), values_of(mine, columns[name]))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(work, range(60)))
