@@ -74,7 +74,7 @@ def fitted(declared: Any, value: Any) -> Any:
         if value is None:
             return None
         declared = next(o for o in typing.get_args(declared) if o is not types.NoneType)
-    hints: tuple[Any, ...] = ()
+    hints: list[Any] = []
     if typing.get_origin(declared) is typing.Annotated:
         declared, *hints = typing.get_args(declared)
     read = next((hint.instance_from_str for hint in hints if _reads(hint)), None)

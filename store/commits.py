@@ -50,6 +50,7 @@ class Item:
     rows: int
 
 
+CODES_FILES = ("codes.parquet", "by_latent.parquet")
 _ATTEMPT = re.compile(r"[0-9a-f]{16}")
 _CRC = re.compile(r"[0-9a-f]{8}")
 
@@ -125,6 +126,22 @@ class Commit:
                 where, f"says it is commit {commit.n} of part {commit.part} of {commit.group!r}"
             )
         return commit
+
+
+def expected_objects(group: Group) -> set[str]:
+    """Return the paths every commit of a group lists."""
+    if group.aligned_to is None:
+        return {"tokens.parquet", "sequences.parquet", "documents.parquet"}
+    found = {"rows.parquet"} if group.masked else set()
+    for column in group.columns.values():
+        if column.kind == "dense":
+            found |= {
+                f"{column.name}/zarr.json",
+                layout.shard_path(column.name, 1 + len(column.shape)),
+            }
+        else:
+            found |= {"scalars.parquet"} if column.kind == "scalar" else set(CODES_FILES)
+    return found
 
 
 def load_commit(storage: Storage, store_id: str, group: str, part: int, n: int) -> Commit:
@@ -255,6 +272,7 @@ def seal(storage: Storage, store_id: str, group: str, parts: int, rows: int) -> 
     body = {"group": group, "parts": parts, "rows": rows}
     key = layout.sealed_key(group)
     data, _ = make_record("sealed", store_id, body)
+    storage.settle(layout.commits_prefix(group))  # a seal must not outlive a record it counts
     if not storage.create(key, data):
         held = load_sealed(storage, store_id, group)
         assert held is not None
@@ -345,9 +363,10 @@ class Attempt:
         try:
             self.storage.create(layout.commit_key(self.group.name, self.part), data)
         except UnavailableError:
+            self._unsure = True  # the record may land yet
             if not self._named():
-                self._unsure = True  # the record may land yet
                 raise
+            self.storage.settle(layout.commits_prefix(self.group.name))
         winner = load_commit(self.storage, self.store_id, self.group.name, self.part, 0)
         if winner.attempt != self.id:
             self.drop()

@@ -63,6 +63,9 @@ class MemoryStorage:
                 raise short(key, self.url, offset, len(view))
             view[:] = data[offset : offset + len(view)]
 
+    def settle(self, prefix: str) -> None:
+        pass
+
     def keys(self, prefix: str) -> Iterator[str]:
         base = prefix if not prefix or prefix.endswith("/") else prefix + "/"
         with self._lock:

@@ -84,6 +84,8 @@ class PosixStorage:
             stream.write(data)
             stream.finish()
         except ConflictError:
+            with _translated(key, self.url):
+                _sync_folder(self.local_path(key).parent)  # its maker may have died before that
             return False
         finally:
             stream.abandon()
@@ -103,9 +105,9 @@ class PosixStorage:
             for _ in range(_FOLDER_TRIES - 1):
                 with contextlib.suppress(FileNotFoundError):
                     self._make_folder(path.parent)
-                    return PosixStream(path, key, self.url)
+                    return PosixStream(path, key, self)
             self._make_folder(path.parent)
-            return PosixStream(path, key, self.url)
+            return PosixStream(path, key, self)
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder whose name, and whose ancestors' names below the root, are durable."""
@@ -140,6 +142,13 @@ class PosixStorage:
                         raise short(key, self.url, offset, len(view))
                     done += got
 
+    def settle(self, prefix: str) -> None:
+        with _translated(prefix, self.url), contextlib.suppress(FileNotFoundError):
+            for folder in (self.root / prefix).parent, self.root / prefix:
+                _sync_folder(folder)
+            for name in self.folders(prefix):
+                _sync_folder(self.root / prefix / name)
+
     def keys(self, prefix: str) -> Iterator[str]:
         folder = self.root / prefix
         with _translated(prefix, self.url):
@@ -169,17 +178,22 @@ class PosixStorage:
             path = self.root / key
             with _translated(key, self.url), contextlib.suppress(FileNotFoundError):
                 path.unlink()
-                with contextlib.suppress(OSError):  # the folder still holds something
-                    while path.parent != self.root:
-                        path = path.parent
-                        path.rmdir()
+                self.remove_empty(path.parent)
+
+    def remove_empty(self, folder: Path) -> None:
+        """Remove a folder and those above it as long as they are empty."""
+        with contextlib.suppress(OSError):  # it holds something, or somebody else was faster
+            while folder != self.root:
+                folder.rmdir()
+                folder = folder.parent
 
 
 class PosixStream:
     """A temporary file beside the final name."""
 
-    def __init__(self, path: Path, key: str, url: str) -> None:
-        self._path, self._key, self._url = path, key, url
+    def __init__(self, path: Path, key: str, storage: PosixStorage) -> None:
+        self._path, self._key, self._storage = path, key, storage
+        self._url = storage.url
         self._temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = os.open(self._temporary, flags, 0o644)
@@ -210,11 +224,16 @@ class PosixStream:
                     ) from error
                 if not landed:
                     raise
-            self.abandon()
+            self._close()
             _sync_folder(self._path.parent)
         return Written(size=self._size, crc32c=self._crc)
 
     def abandon(self) -> None:
+        if self._fd >= 0:
+            self._close()
+            self._storage.remove_empty(self._path.parent)
+
+    def _close(self) -> None:
         if self._fd >= 0:
             with contextlib.suppress(OSError):  # its bytes are durable or unwanted by now
                 os.close(self._fd)

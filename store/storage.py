@@ -61,6 +61,9 @@ class Storage(Protocol):
     def read_into(self, key: str, ranges: Sequence[tuple[int, Any]]) -> None:
         """Fill each writable buffer from its offset; a short read raises ``object-short``."""
 
+    def settle(self, prefix: str) -> None:
+        """Make the names below a folder durable, whoever made them: a record may be seen before it is."""
+
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield every key that starts with the folder ``prefix``; never cached, unordered."""
 

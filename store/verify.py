@@ -92,7 +92,8 @@ def verify(
     _verify_records(store, report)
     report.orphans = sorted(_orphans(store.view, names))
     if report.ok and names:
-        report.digest = digest(store.view, [n for n in names if groups is None or n in groups])
+        wanted = [name for name in names if groups is None or name in groups]
+        report.digest = _guard(report, digest, store.view, wanted)
     return report
 
 

@@ -19,6 +19,7 @@ from store.checksum import crc32c
 from store.commits import (
     Commit,
     exists,
+    expected_objects,
     list_retired,
     load_commit,
     load_group,
@@ -199,6 +200,14 @@ class View:
                 group=commit.group,
                 part=commit.part,
             )
+        if missing := sorted(expected_objects(self.group(commit.group)) - set(commit.objects)):
+            raise CorruptError(
+                f"the commit of {place} does not list {', '.join(missing)}. None of its rows were returned. "
+                "Restore the record from a copy.",
+                kind="object-missing",
+                group=commit.group,
+                part=commit.part,
+            )
         if commit.recipe != self.group(commit.group).recipe_hash:
             raise CorruptError(
                 f"{place} was committed under another recipe ({commit.recipe[:12]}). It was not used. "
@@ -311,17 +320,7 @@ class View:
 
     def open_shard(self, commit: Commit, column: Column) -> ShardReader:
         """Return a reader of a dense column's shard that has verified no chunk yet."""
-        path = layout.shard_path(column.name, 1 + len(column.shape))
-        item = commit.objects.get(path)
-        if item is None:
-            raise CorruptError(
-                f"the commit of part {commit.part} of group {commit.group!r} lists no shard of column "
-                f"{column.name!r}. None of its rows were returned. Restore the record from a copy.",
-                kind="object-missing",
-                group=commit.group,
-                part=commit.part,
-                column=column.name,
-            )
+        item = commit.objects[layout.shard_path(column.name, 1 + len(column.shape))]
         return ShardReader(
             self.storage,
             commit.prefix,

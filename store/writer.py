@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from store import tables
+from store import layout, tables
 from store.codecs import CODECS
 from store.commits import Attempt, Commit, declare_group
 from store.errors import ConflictError, InvalidInputError
@@ -76,6 +76,8 @@ class Writer:
         self.group = declare_group(self._storage, store.id, declared)
         self._store = self._store.refresh()
         self._done = set(self._store.view.parts(group))
+        # No part may outlive the tokens it names.
+        self._storage.settle(layout.commits_prefix("tokens"))
 
     def done(self, part: int) -> bool:
         """Return whether a part is committed, so that its rows need not be computed."""

@@ -17,6 +17,7 @@ from jobs.results import Result
 from store import Store
 
 Log = Callable[[dict[str, Any]], None]
+CURVE_POINTS = 100
 CURVE = ("step", "rows", "fvu", "l0", "dead", "threshold", "rows_per_second", "seconds")
 
 
@@ -71,6 +72,7 @@ def train_on(
             out=result.path / "checkpoints",
             log=note,
             should_stop=should_stop,
+            log_every=max(1, config.steps // CURVE_POINTS),
         )
         if not trained.state["finished"]:
             raise KeyboardInterrupt
@@ -131,7 +133,8 @@ def evaluate_on(
         with result:
             rows = ((b.x, b.tokens["pos"]) for b in blocks(store, site, where=where, extra=["pos"]))
             found = evaluate(book, rows, progress=progress)
-            for name, columns in evaluation_tables(found).items():
+            more = against_truth(store, site, book)
+            for name, columns in evaluation_tables(found, more).items():
                 result.write_table(name, columns)
     return result
 
@@ -142,8 +145,28 @@ def figures(evaluation: Result) -> dict[str, float]:
     return dict(zip(table["metric"], map(float, table["value"]), strict=True))
 
 
-def evaluation_tables(found: EvalResult) -> Mapping[str, dict[str, Any]]:
-    """Return an evaluation as tables: ``summary``, ``latents``, ``positions``."""
+def against_truth(store: Store, site: str, book: Codebook) -> dict[str, float]:
+    """Return how well a dictionary found a synthetic source's planted features; empty on other columns.
+
+    ``mean_max_cosine``: mean over true features of the largest cosine with a decoder row; ``recovered``: share
+    of true features whose largest cosine exceeds 0.9.
+    """
+    group, _ = store.view.resolve(site)
+    if group.recipe.get("truth") is None:
+        return {}
+    from safetensors.numpy import load as load_arrays
+
+    features_ND = load_arrays(store.asset(str(group.recipe["truth"]))["truth.safetensors"])[
+        "features"
+    ]
+    best_N = (features_ND @ book.W_dec_LD.numpy().T).max(axis=1)
+    return {"mean_max_cosine": float(best_N.mean()), "recovered": float((best_N > 0.9).mean())}
+
+
+def evaluation_tables(
+    found: EvalResult, more: Mapping[str, float] | None = None
+) -> Mapping[str, dict[str, Any]]:
+    """Return an evaluation as tables: ``summary`` (with ``more`` figures), ``latents``, ``positions``."""
     figures = {
         "fvu": found.fvu,
         "fvu_all_rows": found.fvu_all_rows,
@@ -157,6 +180,7 @@ def evaluation_tables(found: EvalResult) -> Mapping[str, dict[str, Any]]:
         "rows": found.rows,
         "excluded_share": found.special_share + found.massive_share,
         "latents": len(found.fired),
+        **(more or {}),
     }
     there = np.flatnonzero(found.position_rows)
     return {

@@ -68,7 +68,9 @@ def query(store: Store, sql: str) -> pl.DataFrame:
     Raises
     ------
     JobError
-        ``bad-sql``: the query cannot be understood or names something that is not there.
+        ``bad-sql``: the query cannot be understood, names something that is not there, or would change something.
+    StoreError
+        What it reads is damaged or gone.
     """
     import polars as pl
 
@@ -79,7 +81,7 @@ def query(store: Store, sql: str) -> pl.DataFrame:
     context = pl.SQLContext({name: frame(store, name) for name in used})
     try:
         return context.execute(sql, eager=True)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise _bad_sql(
             (str(error).strip() or type(error).__name__).splitlines()[0], names
         ) from error

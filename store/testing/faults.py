@@ -94,6 +94,10 @@ class FaultyStorage:
         """See ``Storage``."""
         self._alive().read_into(key, ranges)
 
+    def settle(self, prefix: str) -> None:
+        """See ``Storage``."""
+        self._alive().settle(prefix)
+
     def keys(self, prefix: str) -> Iterator[str]:
         """See ``Storage``."""
         return self._alive().keys(prefix)

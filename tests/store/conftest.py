@@ -19,6 +19,13 @@ def new_memory_url() -> str:
     return f"memory://tests-store-{next(_numbers)}"
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    """What is synced when is tested where it matters; no test pulls the plug."""
+    monkeypatch.setattr("store.posix._sync_file", lambda fd: None)
+    monkeypatch.setattr("os.fsync", lambda fd: None)
+
+
 @pytest.fixture(scope="session")
 def memory_url():
     """A function that returns a fresh ``memory://`` URL."""

@@ -51,7 +51,9 @@ def main(spec):
     state = {name: value.detach().numpy() for name, value in trainer.ae.state_dict().items()}
     np.savez(spec["weights"], **state)
     rate = len(order) / seconds
-    sys.stdout.write(json.dumps({"seconds": seconds, "rows_per_second": rate, "lr": trainer.lr}) + "\n")
+    sys.stdout.write(
+        json.dumps({"seconds": seconds, "rows_per_second": rate, "lr": trainer.lr}) + "\n"
+    )
 
 
 if __name__ == "__main__":

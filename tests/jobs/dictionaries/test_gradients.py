@@ -1,0 +1,175 @@
+"""Values and gradients of the pieces against a plain dense dictionary in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jobs.codebook import Pattern, PlainCodeOps
+from jobs.dictionaries.contract import VARIANTS
+from jobs.dictionaries.decoder import decode
+from jobs.dictionaries.encoders.linear import pre_activations
+from jobs.dictionaries.losses.auxk import auxk
+from jobs.dictionaries.losses.nmse import nmse
+
+WIDTH, LATENTS, K, ROWS = 10, 48, 4, 24
+
+
+def dictionary_of(name, *, dtype=torch.float64, width=WIDTH, seed=0):
+    built = VARIANTS.get(name)(latents=LATENTS, k=K).build(width, seed=seed).to(dtype)
+    built.compute_dtype = dtype
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.1 * noise.to(dtype))
+    return built
+
+
+def rows_of(rows=ROWS, width=WIDTH, seed=5, dtype=torch.float64):
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def dense_objective(dictionary, x, pattern, dead, variance, aux_weight=1 / 32):
+    """The published objective with a dense code, autograd all the way, selection given."""
+    pre = (x - dictionary.b_dec_D) @ dictionary.w_enc_LD.t() + dictionary.b_enc_L
+    mask = torch.zeros_like(pre)
+    mask[pattern.row, pattern.latent] = 1
+    hat = (torch.relu(pre) * mask) @ dictionary.w_dec_LD + dictionary.b_dec_D
+    error = (x - hat).detach()
+    chosen = torch.zeros_like(pre)
+    if len(dead):
+        live = torch.full_like(pre, -torch.inf)
+        live[:, dead] = pre[:, dead]
+        top = live.topk(min(x.shape[1] // 2, len(dead)), dim=1)
+        chosen = chosen.scatter(1, top.indices, torch.relu(top.values))
+    spread = (error - error.mean(0)).square().sum(1).mean()
+    aux = (error - chosen @ dictionary.w_dec_LD).square().sum(1).mean() / spread
+    main = (x - hat).square().sum(1).mean() / variance
+    return main + (aux_weight * aux if len(dead) else 0)
+
+
+def gradients(dictionary, loss):
+    return dict(
+        zip(
+            [name for name, _ in dictionary.named_parameters()],
+            torch.autograd.grad(loss, list(dictionary.parameters())),
+            strict=True,
+        )
+    )
+
+
+DEAD = {"none dead": 0, "few dead": 3, "more dead than k_aux": 20}
+
+
+@pytest.mark.parametrize("dead", DEAD.values(), ids=list(DEAD))
+@pytest.mark.parametrize("name", VARIANTS.names())
+def test_loss_and_gradients_are_those_of_the_dense_float64_form(name, dead):
+    dictionary, x = dictionary_of(name), rows_of()
+    gone = torch.arange(dead) * 2
+    forward = dictionary(x, variance=1.7, dead=gone)
+    dense = dense_objective(dictionary, x, forward.pattern, gone, 1.7)
+    loss = dictionary.loss(forward)
+    assert torch.allclose(loss, dense, rtol=1e-12)
+    ours, theirs = gradients(dictionary, loss), gradients(dictionary, dense)
+    for parameter in ours:
+        assert torch.allclose(ours[parameter], theirs[parameter], rtol=1e-9, atol=1e-11), parameter
+
+
+@pytest.mark.parametrize("name", VARIANTS.names())
+def test_float32_gradients_err_no_more_than_the_dense_float32_form(name):
+    """Float64 is the truth; the sparse form sums in another order, so it gets a small allowance."""
+    exact, single = dictionary_of(name), dictionary_of(name, dtype=torch.float32)
+    single.load_state_dict({key: value.float() for key, value in exact.state_dict().items()})
+    x, gone = rows_of(), torch.arange(5)
+    forward = single(x.float(), variance=1.7, dead=gone)
+    truth = gradients(exact, dense_objective(exact, x, forward.pattern, gone, 1.7))
+    dense = gradients(single, dense_objective(single, x.float(), forward.pattern, gone, 1.7))
+    ours = gradients(single, single.loss(forward))
+    for parameter in truth:
+        scale = truth[parameter].abs().max()
+        error = (ours[parameter] - truth[parameter]).abs().max()
+        allowed = (dense[parameter] - truth[parameter]).abs().max() + 2e-6 * scale
+        assert error <= allowed, parameter
+
+
+def test_the_sparse_products_pass_autograds_own_check():
+    """Finite differences in float64, with repeated latents and a row without codes."""
+    row, latent = torch.tensor([0, 0, 2, 2, 3]), torch.tensor([1, 4, 0, 4, 4])
+    pattern, ops = Pattern(row, latent, 4, 6), PlainCodeOps()
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape):
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return values.requires_grad_()
+
+    assert torch.autograd.gradcheck(lambda v, w: decode(v, w, pattern, ops), (leaf(5), leaf(6, 3)))
+    assert torch.autograd.gradcheck(
+        lambda x, w, b: pre_activations(x, w, b, pattern, ops), (leaf(4, 3), leaf(6, 3), leaf(6))
+    )
+
+
+@pytest.mark.parametrize("name", VARIANTS.names())
+def test_a_given_set_of_operations_is_the_one_used(name):
+    class Counted(PlainCodeOps):
+        def __init__(self):
+            self.calls = []
+
+        def gather_sum(self, *arguments):
+            self.calls.append("gather_sum")
+            return super().gather_sum(*arguments)
+
+        def scatter_sum(self, *arguments):
+            self.calls.append("scatter_sum")
+            return super().scatter_sum(*arguments)
+
+        def dots(self, *arguments):
+            self.calls.append("dots")
+            return super().dots(*arguments)
+
+    dictionary = dictionary_of(name)
+    dictionary.ops = Counted()
+    dictionary.loss(dictionary(rows_of())).backward()
+    assert set(dictionary.ops.calls) == {"gather_sum", "scatter_sum", "dots"}
+
+
+def test_auxk_gives_no_gradient_to_live_latents():
+    dictionary, dead = dictionary_of("topk"), torch.tensor([2, 7])
+    forward = dictionary(rows_of(), dead=dead)
+    grads = gradients(dictionary, auxk(forward) + 0 * nmse(forward))
+    touched = grads["w_dec_LD"].abs().sum(1).nonzero().flatten()
+    assert set(touched.tolist()) <= {2, 7}
+    assert len(touched) > 0
+
+
+def test_auxk_is_zero_without_error_or_dead_latents():
+    dictionary, x = dictionary_of("topk"), rows_of()
+    assert float(auxk(dictionary(x))) == 0.0
+    same = dictionary.b_dec_D.detach().expand(4, WIDTH)
+    with torch.no_grad():
+        dictionary.b_enc_L.fill_(-1)
+    assert float(auxk(dictionary(same, dead=torch.tensor([1])))) == 0.0
+
+
+def test_nmse_is_one_for_the_mean():
+    dictionary, x = dictionary_of("topk"), rows_of()
+    with torch.no_grad():
+        dictionary.b_dec_D.copy_(x.mean(0))
+        dictionary.b_enc_L.fill_(-1e6)
+    variance = float((x - x.mean(0)).square().sum(1).mean())
+    assert float(nmse(dictionary(x, variance=variance)).detach()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", VARIANTS.names())
+def test_bfloat16_scores_leave_values_exact(name):
+    """Selection may differ in near-ties; the values of what is chosen are float32 products."""
+    dictionary, x = dictionary_of(name, dtype=torch.float32), rows_of(dtype=torch.float32)
+    exact_pattern, _ = dictionary.activate(x)
+    dictionary.compute_dtype = torch.bfloat16
+    pattern, value = dictionary.activate(x)
+    pre = (x - dictionary.b_dec_D) @ dictionary.w_enc_LD.t() + dictionary.b_enc_L
+    assert value.dtype == torch.float32
+    assert torch.allclose(value, torch.relu(pre[pattern.row, pattern.latent]), atol=1e-5)
+    exact = set(zip(exact_pattern.row.tolist(), exact_pattern.latent.tolist(), strict=True))
+    rounded = set(zip(pattern.row.tolist(), pattern.latent.tolist(), strict=True))
+    assert len(exact & rounded) > 0.9 * len(exact)

@@ -1,0 +1,102 @@
+import datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from store import CorruptError, InvalidInputError, tables
+from store.testing.faults import flip
+
+
+def test_columns_come_back_as_they_were_put():
+    columns = {
+        "f": np.arange(9, dtype=np.float32),
+        "u": np.arange(9, dtype=np.uint64) + (1 << 63),
+        "wide": np.arange(18, dtype=np.float16).reshape(9, 2),
+        "b": np.arange(9) % 2 == 0,
+        "text": [None if n == 3 else f"é{n}" for n in range(9)],
+    }
+    found = tables.read_parquet(tables.write_parquet(columns))
+    assert list(found) == list(columns)
+    for name, wanted in columns.items():
+        if isinstance(wanted, list):
+            assert found[name] == wanted
+        else:
+            assert found[name].dtype == wanted.dtype
+            assert np.array_equal(found[name], wanted)
+
+
+def test_equal_tables_have_equal_bytes():
+    columns = {"row": np.arange(1000), "x": np.linspace(0, 1, 1000)}
+    assert tables.write_parquet(columns) == tables.write_parquet(columns)
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"x" * 100, b"PAR1" + bytes(50) + b"PAR1"])
+def test_what_is_no_parquet_is_damage(data):
+    with pytest.raises(CorruptError) as caught:
+        tables.decode(data, "here")
+    assert caught.value.kind == "table-damaged"
+    assert "here" in caught.value.message
+
+
+def test_a_damaged_footer_is_damage():
+    data = tables.write_parquet({"row": np.arange(1000)})
+    with pytest.raises(CorruptError):
+        tables.decode(flip(data, -6, 4), "here")
+
+
+TABLE = tables.table(
+    {"row": np.arange(8), "flags": np.arange(8, dtype=np.uint16), "y": [0.5, None, 2, np.nan] * 2}
+)
+CASES = {
+    "equal": (("row", "==", 3), [3]),
+    "in": (("row", "in", [1, 5, 99]), [1, 5]),
+    "in-set": (("row", "in", {7, 0}), [0, 7]),
+    "in-nothing": (("row", "in", []), []),
+    "has-all": (("flags", "has", 6), [6, 7]),
+    "lacks-all": (("flags", "lacks", 5), [0, 2]),
+    "has-nothing": (("flags", "has", 0), list(range(8))),
+    "null-is-not-met": (("y", "<", 9.0), [0, 2, 4, 6]),
+    "null-not-equal": (("y", "!=", 0.5), [2, 3, 6, 7]),
+    "against-float": (("row", "<", 1.5), [0, 1]),
+    "beyond-the-type": (("flags", "<", 10**6), list(range(8))),
+}
+
+
+@pytest.mark.parametrize(("condition", "rows"), CASES.values(), ids=CASES)
+def test_conditions_select_what_they_say(condition, rows):
+    assert np.flatnonzero(tables.select(TABLE, [condition])).tolist() == rows
+
+
+def test_conditions_are_anded():
+    where = [("row", ">", 2), ("flags", "has", 1), ("row", "!=", 5)]
+    assert np.flatnonzero(tables.select(TABLE, where)).tolist() == [3, 7]
+    assert tables.select(TABLE, []).all()
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        ("row", "~", 1),
+        ("row", "<", "x"),
+        ("row", "in", 5),
+        ("row", "in", ["x", 1]),
+        ("row", "==", datetime.date(2020, 1, 1)),
+        ("flags", "has", 1 << 20),
+        ("y", "has", 1),
+    ],
+)
+def test_conditions_that_make_no_sense_are_refused(condition):
+    with pytest.raises(InvalidInputError, match="Nothing was read") as caught:
+        tables.select(TABLE, [condition])
+    assert caught.value.kind == "bad-where"
+
+
+def test_schemas_of_scalars_are_what_is_written():
+    shapes = {"a": (np.dtype("float16"), ()), "b": (np.dtype("uint8"), (2, 3))}
+    schema = tables.scalars_schema(shapes)
+    written = tables.table(
+        {"row": np.arange(2), "a": np.zeros(2, np.float16), "b": np.zeros((2, 2, 3), np.uint8)}
+    )
+    assert schema.equals(written.schema)
+    assert schema.field("b").type == pa.list_(pa.uint8(), 6)
