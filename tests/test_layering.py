@@ -18,7 +18,7 @@ import pytest
 
 PACKAGES = ("store", "ingest", "jobs")
 
-FRONT_DOOR = ("jobs.cli", "jobs.demo")
+FRONT_DOOR = ("jobs.cli", "jobs.verbs", "jobs.demo")
 """See everything and wire it."""
 
 SCIENCE = ("jobs.dictionaries", "jobs.circuits", "jobs.kernels", "jobs.features", "jobs.export")

@@ -3,6 +3,7 @@
 The loop over model processes takes minutes and runs by hand: ``pytest -m loops tests/end_to_end``.
 """
 
+import contextlib
 import random
 import signal
 import subprocess
@@ -106,7 +107,8 @@ def test_ctrl_c_ends_an_ingest_cleanly_and_it_goes_on(tmp_path, corpus, model):
     words.remove("--json")
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(url.glob("groups/acts/commits/*/*")):
-        pass
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     if process.returncode != 0:  # on a fast machine it may have been done already

@@ -1,5 +1,6 @@
 """The front door: grids, files and flags, JSON, exit codes, clean stops."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -141,7 +142,8 @@ def test_a_signal_stops_training_at_a_checkpoint_and_it_goes_on(url, tmp_path, n
     words += ["--k", "3", "--rows", "2M", "--batch-rows", "512", "--out"]
     process = subprocess.Popen([*words, str(tmp_path / "a")], stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(tmp_path.glob("a/results/*/log.jsonl")):
-        pass
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

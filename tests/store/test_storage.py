@@ -259,7 +259,7 @@ def test_an_operating_system_that_refuses_is_an_error_of_its_kind_and_costs_noth
     assert all(held[key] == data for key, data in before.items())
     with made.writer("more", columns={"f": "float32[20]", "y": "int8"}, recipe={}) as writer:
         writer.put(ids, values)
-    assert np.array_equal(made.refresh().read("f"), values["f"])
+    assert np.array_equal(made.refresh().read("more:f"), values["f"])
 
 
 def test_an_error_after_the_record_landed_does_not_delete_what_it_names(tmp_path, monkeypatch):

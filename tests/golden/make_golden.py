@@ -1,0 +1,103 @@
+"""Makes the golden stores of the present format: ``python tests/golden/make_golden.py``.
+
+A golden store is made once, when a format is released, and never again: ids and attempts are random, so a store made
+today is not the one in the repository. A folder that is there is left alone.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import store
+from store.schema import FORMAT_VERSION, canonical, sha256
+from store.testing.faults import flip
+from store.testing.small import codes_of, fill, sequences_of, values_of, words
+
+HERE = Path(__file__).parent / f"format-{FORMAT_VERSION}"
+LENGTHS = (100, 120, 80, 90)
+DENSE = {"h": "bfloat16[16]", "f": "float32[4,4]", "i": "int8[16]"}
+SCALARS = {"loss": "float32", "triple": "bfloat16[3]"}
+WINDOWS = {"seed": 5, "epoch": 1, "window_rows": 256, "where": [["flags", "lacks", 1]]}
+
+
+def tokens(path, lengths):
+    made = store.create(path, part_rows=512, part_stride=512)
+    with made.writer("tokens", recipe={"by": "make_golden"}) as writer:
+        for number, sequence in enumerate(sequences_of(lengths)):
+            writer.put([sequence], position=number + 1)
+            if number == 2:
+                writer.flush()
+        writer.seal()
+    return made.refresh()
+
+
+def good(path):
+    """Every kind of column, a masked group, a pin and an asset; parts of two chunks and of one."""
+    made = fill(fill(tokens(path, LENGTHS), "acts", DENSE), "labels", SCALARS)
+    ids = made.row_ids()
+    with made.writer("codes", columns={"codes": "codes"}, recipe={"by": "make_golden"}) as writer:
+        writer.put(ids, {"codes": codes_of(ids)})
+    kept = ids[words(ids, 1, 3)[:, 0] % np.uint64(3) == 0]
+    recipe = {"columns": {"h": "bfloat16[16]"}, "recipe": {"by": "make_golden"}, "masked": True}
+    with made.writer("sample", **recipe) as writer:
+        writer.put(kept, {"h": values_of(kept, writer.group.columns["h"])})
+    made = made.refresh()
+    asset = made.put_asset({"notes.txt": b"a golden asset"})
+    order = [window.row_ids for window in made.windows(["acts:h"], **WINDOWS)]
+    return {
+        "id": made.id,
+        "pin": made.pin(),
+        "asset": asset,
+        "digest": made.digest(),
+        "rows": len(ids),
+        "windows": WINDOWS,
+        "order": sha256(np.concatenate(order).astype("<i8").tobytes()),
+        "columns": {
+            name: sha256(np.ascontiguousarray(made.read(name)).tobytes())
+            for name in [*(f"acts:{n}" for n in DENSE), *SCALARS, "sample:h", "token_id"]
+        },
+    }
+
+
+def flipped(path):
+    """One bit of one chunk is turned over; everything else is sound."""
+    made = fill(tokens(path, LENGTHS[:1]), "acts", {"h": "bfloat16[16]"})
+    (shard,) = path.glob("groups/acts/parts/00000000/*/h/c/0/0")
+    shard.write_bytes(flip(shard.read_bytes(), 4096 + 1234, 3))
+    return {
+        "kind": "chunk-damaged",
+        "where": {"group": "acts", "part": 0, "column": "h", "chunk": 0},
+    }
+
+
+def newer(path):
+    """The store record is of version 2."""
+    body = {
+        "kind": "store",
+        "part_rows": 512,
+        "part_stride": 512,
+        "probe": "",
+        "store": "0" * 32,
+        "v": 2,
+    }
+    path.mkdir(parents=True)
+    (path / "store.json").write_bytes(canonical({**body, "self": sha256(canonical(body))}))
+    return {"kind": "unsupported-version"}
+
+
+def main():
+    for make in (good, flipped, newer):
+        path = HERE / make.__name__
+        if path.exists():
+            sys.stdout.write(f"{path} is there and stays\n")
+            continue
+        expected = make(path)
+        (HERE / f"{make.__name__}.json").write_text(
+            json.dumps(expected, indent=1, sort_keys=True) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
