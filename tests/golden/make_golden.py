@@ -63,7 +63,7 @@ def good(path):
 
 def flipped(path):
     """One bit of one chunk is turned over; everything else is sound."""
-    made = fill(tokens(path, LENGTHS[:1]), "acts", {"h": "bfloat16[16]"})
+    fill(tokens(path, LENGTHS[:1]), "acts", {"h": "bfloat16[16]"})
     (shard,) = path.glob("groups/acts/parts/00000000/*/h/c/0/0")
     shard.write_bytes(flip(shard.read_bytes(), 4096 + 1234, 3))
     return {

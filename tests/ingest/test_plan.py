@@ -25,14 +25,17 @@ def test_splits_are_ninety_five_five():
 
 
 def test_a_documents_split_is_a_function_of_text_and_seed():
-    assert [split_of(text_hash(n)) for n in range(40)] == [split_of(text_hash(n)) for n in range(40)]
-    assert [split_of(text_hash(n), 1) for n in range(400)] != [split_of(text_hash(n)) for n in range(400)]
+    assert [split_of(text_hash(n)) for n in range(40)] == [
+        split_of(text_hash(n)) for n in range(40)
+    ]
+    assert [split_of(text_hash(n), 1) for n in range(400)] != [
+        split_of(text_hash(n)) for n in range(400)
+    ]
 
 
 def test_splits_are_the_recorded_ones():
     found = "".join(str(split_of(text_hash(n))) for n in range(60))
     assert found == RECORDED
-
 
 
 @given(number=st.integers(0, 10**6), cut=st.floats(0, 1))

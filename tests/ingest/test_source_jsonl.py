@@ -23,7 +23,11 @@ def read(tmp_path, data, **options):
     return [(d.name, d.text) for d in source(tmp_path, data, **options).documents()]
 
 
-@given(values=st.lists(texts, min_size=1, max_size=5), ascii_only=st.booleans(), ending=st.sampled_from(["\n", "\r\n"]))
+@given(
+    values=st.lists(texts, min_size=1, max_size=5),
+    ascii_only=st.booleans(),
+    ending=st.sampled_from(["\n", "\r\n"]),
+)
 def test_documents_are_the_lines(tmp_path_factory, values, ascii_only, ending):
     lines = [json.dumps({"text": value}, ensure_ascii=ascii_only) for value in values]
     data = ending.join(lines).encode()

@@ -79,7 +79,9 @@ def test_a_column_that_holds_no_text_is_refused(tmp_path, table, says):
 
 
 def test_damage_is_a_source_error(tmp_path):
-    path = write(tmp_path / "c.parquet", pa.table({"text": ["some text"] * 2000}), write_page_checksum=True)
+    path = write(
+        tmp_path / "c.parquet", pa.table({"text": ["some text"] * 2000}), write_page_checksum=True
+    )
     data = bytearray((tmp_path / "c.parquet").read_bytes())
     whole = bytes(data)
     data[30] ^= 0xFF

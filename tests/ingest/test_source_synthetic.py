@@ -42,7 +42,9 @@ def test_parts_are_functions_of_the_seed_and_their_number():
     for part in (1, 0):
         np.testing.assert_array_equal(one.block(part, 300)["x"], two.block(part, 300)["x"])
     assert (one.block(0, 300)["x"] != one.block(1, 300)["x"]).any()
-    assert (one.block(0, 300)["x"] != Synthetic(**SMALL, noise=0.1, seed=1).block(0, 300)["x"]).any()
+    assert (
+        one.block(0, 300)["x"] != Synthetic(**SMALL, noise=0.1, seed=1).block(0, 300)["x"]
+    ).any()
 
 
 def test_the_dictionary_is_unit_and_stored_as_truth():

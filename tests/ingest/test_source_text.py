@@ -108,7 +108,10 @@ def test_where_a_folder_lies_does_not_change_names_or_order(tmp_path):
         for folder in ("p", "q"):
             (tmp_path / place / folder).mkdir(parents=True)
             (tmp_path / place / folder / "f.txt").write_text(folder)
-    here = [Text(paths=tuple(str(tmp_path / place / f) for f in "qp")) for place in ("one", "two/deeper")]
+    here = [
+        Text(paths=tuple(str(tmp_path / place / f) for f in "qp"))
+        for place in ("one", "two/deeper")
+    ]
     assert here[0].inputs() == here[1].inputs()
     assert list(here[0].documents()) == list(here[1].documents())
 
@@ -170,7 +173,9 @@ def test_a_file_that_goes_away_is_a_source_error(folder):
     documents = Text(paths=(str(folder),)).documents()
     next(documents)
     (folder / "a.md").unlink()
-    with pytest.raises(SourceError, match=r"corpus-unreadable: the corpus file 'a.md'.*No such file"):
+    with pytest.raises(
+        SourceError, match=r"corpus-unreadable: the corpus file 'a.md'.*No such file"
+    ):
         list(documents)
 
 

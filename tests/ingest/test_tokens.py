@@ -1,4 +1,4 @@
-"""Documents become rows: the tokenizer's tokens with their spans, cut the same however often the writer dies."""
+"""Documents become rows: the tokenizer's tokens with their spans, and what cannot become rows is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from ingest.contract import SourceDocument
 from ingest.errors import IngestError, ModelError, SourceError
 from ingest.models.toy import TEXT, build_tokenizer
 from ingest.plan import split_of
-from ingest.sources.synthetic import Synthetic
 from ingest.sources.text import Text
 from ingest.tokens import (
     Specials,
@@ -28,9 +27,7 @@ from ingest.tokens import (
     special_ids,
     tokenizer_files,
     tokens_recipe,
-    vector_recipe,
     write_tokens,
-    write_vector_tokens,
 )
 from store.errors import ConflictError
 from store.tokens import FLAG_FIRST_OF_DOCUMENT, FLAG_FIRST_OF_SEQUENCE, FLAG_SPECIAL
@@ -43,8 +40,23 @@ MIXED = (
     "   \n ",
     TEXT,
 )
-SPACED = ("a", "mill", "forty-two", "日本", "👩‍👧", "é", "\x00", "\n\n", "  ", "[SEP]", "<|endoftext|>", "\ufeff")
-texts = st.lists(st.sampled_from(SPACED) | st.text(st.characters(exclude_categories=["Cs"]))).map("".join)
+SPACED = (
+    "a",
+    "mill",
+    "forty-two",
+    "日本",
+    "👩‍👧",
+    "é",
+    "\x00",
+    "\n\n",
+    "  ",
+    "[SEP]",
+    "<|endoftext|>",
+    "\ufeff",
+)
+texts = st.lists(st.sampled_from(SPACED) | st.text(st.characters(exclude_categories=["Cs"]))).map(
+    "".join
+)
 NUMBER = count()
 
 
@@ -133,7 +145,9 @@ def test_sequences_are_the_tokenizers_tokens_in_frames(tokenizer, text, context,
         assert ((sequence.flags & FLAG_SPECIAL) != 0).tolist() == flagged
         real = [(-1, -1)] * before + spans[mine] + [(-1, -1)] * after
         real = [(-1, -1) if f else span for f, span in zip(flagged, real, strict=True)]
-        assert list(zip(sequence.char_start.tolist(), sequence.char_end.tolist(), strict=True)) == real
+        assert (
+            list(zip(sequence.char_start.tolist(), sequence.char_end.tolist(), strict=True)) == real
+        )
         first = (sequence.flags & FLAG_FIRST_OF_DOCUMENT).nonzero()[0].tolist()
         assert first == ([before] if number == 0 else [])
 
@@ -190,7 +204,11 @@ def test_a_tokenizer_that_puts_a_space_first_is_aligned():
     cut = columns(written(llama_like(), Documents((text,))))
     ids, spans = plain(llama_like(), text)
     assert cut["token_id"].tolist() == [1, *ids, 2]
-    assert list(zip(cut["char_start"], cut["char_end"], strict=True)) == [(-1, -1), *spans, (-1, -1)]
+    assert list(zip(cut["char_start"], cut["char_end"], strict=True)) == [
+        (-1, -1),
+        *spans,
+        (-1, -1),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +232,9 @@ def test_a_tokenizer_without_spans_is_refused():
 
 def test_the_unknown_token_is_special_only_where_it_is_another_too(bert, gpt2):
     assert bert.unk_token_id not in special_ids(bert)
-    assert {bert.pad_token_id, bert.cls_token_id, bert.mask_token_id} <= set(special_ids(bert).tolist())
+    assert {bert.pad_token_id, bert.cls_token_id, bert.mask_token_id} <= set(
+        special_ids(bert).tolist()
+    )
     assert gpt2.unk_token_id == gpt2.eos_token_id
     assert gpt2.eos_token_id in special_ids(gpt2)
 
@@ -232,7 +252,11 @@ def test_rows_sequences_and_documents_agree(tokenizer):
         of_sequence = dict(zip(sequences["seq_id"], sequences[name], strict=True))
         assert [of_sequence[s] for s in rows["seq_id"]] == rows[name].tolist()
     first = (rows["flags"] & FLAG_FIRST_OF_SEQUENCE) != 0
-    assert rows["row"][first].tolist() == sequences["seq_id"].tolist() == sequences["first_row"].tolist()
+    assert (
+        rows["row"][first].tolist()
+        == sequences["seq_id"].tolist()
+        == sequences["first_row"].tolist()
+    )
     assert (rows["pos"][first] == 0).all()
     assert (rows["pos"] == rows["row"] - rows["seq_id"]).all()
     texts = [text for text in source.texts if text]
@@ -250,7 +274,9 @@ def test_rows_sequences_and_documents_agree(tokenizer):
 
 def test_equal_texts_are_two_documents_of_one_split(bert):
     same = "the boat on the river"
-    found = columns(written(bert, Documents((same, "other", same), names=("x", "x", "x"))), "documents")
+    found = columns(
+        written(bert, Documents((same, "other", same), names=("x", "x", "x"))), "documents"
+    )
     assert found["doc_id"].tolist() == [0, 1, 2]
     assert found["name"].tolist() == ["x"] * 3
     assert found["sha256"][0] == found["sha256"][2] != found["sha256"][1]
@@ -270,7 +296,9 @@ def test_a_document_over_several_parts_keeps_its_text_in_slices(gpt2):
 def test_a_text_may_stay_out_of_the_store(bert):
     found = columns(written(bert, Documents((TEXT,)), text=False), "documents")
     assert found["text"].tolist() == [None] * len(found["text"])
-    assert found["sha256"][0] == columns(written(bert, Documents((TEXT,))), "documents")["sha256"][0]
+    assert (
+        found["sha256"][0] == columns(written(bert, Documents((TEXT,))), "documents")["sha256"][0]
+    )
 
 
 @pytest.mark.parametrize("rows", [3, 4, 15, 16, 17, 18, 19, 255, 256, 257, 300, 10**6])
@@ -302,82 +330,6 @@ def test_a_corpus_without_rows_is_refused_and_not_sealed(bert, source, options):
     with pytest.raises(SourceError, match="corpus-empty"):
         written(bert, source, into=held, **options)
     assert held.refresh().view.sealed("tokens") is None
-
-
-# -- resume ------------------------------------------------------------------------------------------------
-
-
-class Died(Exception):
-    pass
-
-
-def dying(at_call):
-    calls = count(1)
-
-    def progress(*_):
-        if next(calls) == at_call:
-            raise Died
-
-    return progress
-
-
-SOURCE = Documents((*MIXED, *(TEXT[n:] for n in range(0, 400, 23)), TEXT * 3))
-
-
-@pytest.mark.parametrize("rows", [None, 1000], ids=["whole", "cut"])
-def test_a_writer_that_dies_anywhere_leaves_the_same_store(tokenizer, rows):
-    undisturbed = written(tokenizer, SOURCE, rows=rows)
-    calls = len(columns(undisturbed, "sequences")["seq_id"])
-    assert undisturbed.coverage["tokens"].parts >= 4
-    digest = undisturbed.digest()
-    for at in range(1, calls + 1, max(1, calls // 12)):
-        held = new_store()
-        with pytest.raises(Died):
-            written(tokenizer, SOURCE, into=held, progress=dying(at), rows=rows)
-        done = held.refresh().coverage["tokens"]
-        assert not done.sealed
-        finished = written(tokenizer, SOURCE, into=held, rows=rows)
-        assert finished.digest() == digest
-        assert finished.coverage["tokens"] == undisturbed.coverage["tokens"]
-
-
-def test_a_writer_that_dies_after_every_part_leaves_the_same_store(tokenizer):
-    digest, held = written(tokenizer, SOURCE).digest(), new_store()
-    for deaths in range(100):
-        before = held.refresh().coverage["tokens"].parts if deaths else 0
-
-        def progress(*_, before=before):
-            if held.refresh().coverage["tokens"].parts > before:
-                raise Died
-
-        try:
-            finished = written(tokenizer, SOURCE, into=held, progress=progress)
-        except Died:
-            assert held.refresh().coverage["tokens"].parts == before + 1
-            continue
-        break
-    assert deaths >= 4
-    assert finished.digest() == digest
-
-
-def test_a_finished_group_is_left_alone(bert):
-    held = written(bert, SOURCE)
-    before = held.digest()
-    assert written(bert, Documents(("never", "read")), into=held, progress=dying(1)).digest() == before
-
-
-def test_progress_counts_rows(bert):
-    said = []
-    written(bert, SOURCE, rows=500, progress=lambda *call: said.append(call))
-    assert {(phase, total) for phase, _, total in said} == {("tokens", 500)}
-    done = [done for _, done, _ in said]
-    assert done == sorted(done)
-    assert 498 <= done[-1] <= 500
-    resumed, held = [], new_store()
-    with pytest.raises(Died):
-        written(bert, SOURCE, into=held, rows=500, progress=dying(len(said)))
-    written(bert, SOURCE, into=held, rows=500, progress=lambda *call: resumed.append(call))
-    assert resumed == said[-len(resumed) :]
 
 
 # -- size --------------------------------------------------------------------------------------------------
@@ -454,13 +406,14 @@ def test_many_inputs_are_one_hash_of_all(tmp_path):
 
 
 def test_another_recipe_over_the_same_store_is_refused(bert):
-    held = written(bert, SOURCE)
+    held = written(bert, Documents(MIXED))
     with pytest.raises(ConflictError):
         held.writer("tokens", recipe={"of": "others"})
 
 
 @pytest.mark.parametrize(
-    ("asked", "positions", "context"), [(None, 512, 256), (None, 64, 64), (None, None, 256), (32, 64, 32)]
+    ("asked", "positions", "context"),
+    [(None, 512, 256), (None, 64, 64), (None, None, 256), (32, 64, 32)],
 )
 def test_the_context_is_at_most_the_models_positions(asked, positions, context):
     loaded = SimpleNamespace(adapter=SimpleNamespace(max_positions=positions), name="m")
@@ -475,7 +428,7 @@ def test_a_context_beyond_the_positions_is_refused():
 
 def test_a_context_of_special_tokens_alone_is_refused(bert):
     with pytest.raises(IngestError, match="context-too-short"):
-        tokenizing(bert, SOURCE, 2)
+        tokenizing(bert, Documents(MIXED), 2)
     assert list(tokenizing(bert, Documents(("a",)), 3).sequences(None))
 
 
@@ -493,37 +446,7 @@ def test_the_same_tokenizer_is_told_by_its_file(tmp_path, bert, gpt2):
     held = store.create("memory://same-tokenizer", part_rows=256)
     asset = held.put_asset(tokenizer_files(tmp_path / "one"))
     with held.writer("tokens", recipe={"tokenizer": asset}) as writer:
-        write_tokens(writer, tokenizing(bert, SOURCE), silent)
+        write_tokens(writer, tokenizing(bert, Documents(MIXED)), silent)
     check_same_tokenizer(held.refresh(), SimpleNamespace(folder=tmp_path / "one", name="one"))
     with pytest.raises(ModelError, match="tokenizer-mismatch"):
         check_same_tokenizer(held.refresh(), SimpleNamespace(folder=tmp_path / "two", name="two"))
-
-
-# -- vectors -----------------------------------------------------------------------------------------------
-
-
-def vectors(held, rows, progress=silent):
-    config = TokensConfig(source=Synthetic(width=16), rows=rows, context=100)
-    writer = held.writer("tokens", recipe=vector_recipe(config, config.source))
-    write_vector_tokens(writer, config, rows, progress)
-    return held.refresh()
-
-
-@pytest.mark.parametrize("rows", [1, 99, 100, 101, 1000])
-def test_vector_rows_come_in_sequences_of_the_context(rows):
-    found = vectors(new_store(), rows)
-    sequences = columns(found, "sequences")
-    assert sequences["rows"].sum() == rows == found.coverage["tokens"].rows
-    assert (sequences["rows"][:-1] == 100).all()
-    documents = columns(found, "documents")
-    assert documents["split"].tolist() == [split_of(sha) for sha in documents["sha256"]]
-    assert len(set(documents["sha256"])) == len(documents["sha256"])
-
-
-def test_vector_rows_resume_to_the_same_store():
-    digest = vectors(new_store(), 1030).digest()
-    for at in range(1, 12):
-        held = new_store()
-        with pytest.raises(Died):
-            vectors(held, 1030, dying(at))
-        assert vectors(held, 1030).digest() == digest

@@ -85,11 +85,17 @@ def by_windows(feed, epochs):
         window
         for epoch in range(epochs)
         for window in feed.store.windows(
-            [feed.column], seed=feed.seed, epoch=epoch, window_rows=feed.window_rows, where=feed.where
+            [feed.column],
+            seed=feed.seed,
+            epoch=epoch,
+            window_rows=feed.window_rows,
+            where=feed.where,
         )
     ]
     ids = np.concatenate([window.row_ids for window in windows])
-    x = np.concatenate([window.columns[feed.column].reshape(len(window.row_ids), -1) for window in windows])
+    x = np.concatenate(
+        [window.columns[feed.column].reshape(len(window.row_ids), -1) for window in windows]
+    )
     return ids, x
 
 
@@ -105,7 +111,9 @@ def test_batches_are_the_windows_cut_up(held, column, where, window_rows):
     number = len(ids) // 50
     found = take(feed, 0, number)
     np.testing.assert_array_equal(np.concatenate([i for i, _ in found]), ids[: number * 50])
-    np.testing.assert_array_equal(np.concatenate([v for _, v in found]), x[: number * 50].astype(np.float32))
+    np.testing.assert_array_equal(
+        np.concatenate([v for _, v in found]), x[: number * 50].astype(np.float32)
+    )
     assert {len(i) for i, _ in found} == {50}
     assert found[0][1].shape == (50, feed.width)
 
@@ -147,7 +155,9 @@ def test_a_store_written_by_other_attempts_gives_the_same_batches(held):
     fill_group(twin, "acts", {"h": "float32[16]", "loss": "float32"})
     twin = twin.refresh()
     assert twin.digest(["acts"]) == held.digest(["acts"])
-    one, two = (StoreFeed(s, "h", 64, where=usual_rows("train"), window_rows=256) for s in (held, twin))
+    one, two = (
+        StoreFeed(s, "h", 64, where=usual_rows("train"), window_rows=256) for s in (held, twin)
+    )
     same(take(one, 5, 20), take(two, 5, 20))
     assert one.state() == two.state()
 
@@ -202,7 +212,10 @@ def test_shapes_are_flattened_and_numbers_exact(held, dtype):
 def test_tensors_of_few_rows_keep_their_width(rows):
     assert tensor_of(np.zeros((rows, 2, 3), np.uint16), "bfloat16").shape == (rows, 6)
     assert tensor_of(np.zeros((rows, 2, 3), np.float16), "float16").shape == (rows, 6)
-    assert tensor_of(np.zeros((3, rows, 2), np.float32).transpose(1, 0, 2), "float32").shape == (rows, 6)
+    assert tensor_of(np.zeros((3, rows, 2), np.float32).transpose(1, 0, 2), "float32").shape == (
+        rows,
+        6,
+    )
 
 
 # -- blocks ------------------------------------------------------------------------------------------------
@@ -215,7 +228,9 @@ def test_tensors_of_few_rows_keep_their_width(rows):
     ids=["all", "val", "scalar", "none"],
 )  # fmt: skip
 def test_blocks_are_the_filtered_rows_in_order(held, column, block_rows, where):
-    found = list(blocks(held, column, where=where, extra=["pos", "token_id"], block_rows=block_rows))
+    found = list(
+        blocks(held, column, where=where, extra=["pos", "token_id"], block_rows=block_rows)
+    )
     group = held.view.resolve(column)[0].name
     ids = held.row_ids(group=group)
     keep = np.ones(len(ids), bool)
@@ -236,7 +251,9 @@ def test_blocks_are_the_filtered_rows_in_order(held, column, block_rows, where):
 
 def test_blocks_of_some_parts(held):
     found = np.concatenate([b.row_ids for b in blocks(held, "h", parts=[2, 0])])
-    assert (found // held.part_stride).tolist() == sorted(found // held.part_stride, key=[2, 0].index)
+    assert (found // held.part_stride).tolist() == sorted(
+        found // held.part_stride, key=[2, 0].index
+    )
     assert set(found // held.part_stride) == {0, 2}
 
 
@@ -277,9 +294,14 @@ def test_a_batch_takes_a_row(held, batch_rows):
         StoreFeed(held, "h", batch_rows)
 
 
-@pytest.mark.parametrize("where", [(("nope", ">", 1),), (("pos", "like", 1),), (("s", ">", 1),), (("pos", ">"),)])
+@pytest.mark.parametrize(
+    "where", [(("nope", ">", 1),), (("pos", "like", 1),), (("s", ">", 1),), (("pos", ">"),)]
+)
 def test_filters_that_make_no_sense_are_refused(held, where):
-    for read in (lambda: StoreFeed(held, "h", 8, where=where), lambda: list(blocks(held, "h", where=where))):
+    for read in (
+        lambda: StoreFeed(held, "h", 8, where=where),
+        lambda: list(blocks(held, "h", where=where)),
+    ):
         with pytest.raises((InvalidInputError, KeyError)):
             read()
 

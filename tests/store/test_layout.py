@@ -56,7 +56,8 @@ def test_other_names_are_no_commits(name):
 
 
 @pytest.mark.parametrize(
-    ("rows", "stride"), [(0, 256), (-256, 256), (100, 256), (256, 300), (512, 256), (256, 0)]
+    ("rows", "stride"),
+    [(0, 256), (-256, 256), (100, 256), (256, 300), (512, 256), (256, 0), (256, 2**31)],
 )
 def test_parts_that_are_no_whole_chunks_are_refused(rows, stride):
     with pytest.raises(InvalidInputError, match="Nothing was written") as caught:

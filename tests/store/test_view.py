@@ -327,3 +327,43 @@ def test_a_commit_read_from_its_key_is_the_one_written(growing):
         assert commit == growing.view.commit("acts", part)
         assert commit.tokens == growing.view.commit("tokens", part).hash
         assert set(commit.objects) == {"h/c/0/0", "h/zarr.json", "scalars.parquet"}
+
+
+@pytest.mark.parametrize("stray", [".ipynb_checkpoints", "lost+found", "no group", "empty"])
+def test_folders_of_other_programs_are_no_groups(tmp_path, stray):
+    made = tokens_store(tmp_path / "s", [40])
+    (tmp_path / "s/groups" / stray / "parts/00000000/x").mkdir(parents=True)
+    (tmp_path / "s/assets" / stray).mkdir(parents=True)
+    (tmp_path / "s/groups/tokens/parts/²").mkdir()
+    live = store.open(tmp_path / "s")
+    assert list(live.groups) == ["tokens"]
+    assert store.verify(live).ok
+    assert live.digest() == made.digest()
+
+
+def test_a_hostile_seal_of_very_many_parts_is_refused_at_once(growing):
+    put_record(
+        growing,
+        "groups/tokens/sealed.json",
+        "sealed",
+        {"group": "tokens", "parts": 10**18, "rows": 1},
+    )
+    with pytest.raises(CorruptError) as caught:
+        growing.refresh().row_ids()
+    assert caught.value.kind == "part-missing"
+
+
+@pytest.mark.parametrize(
+    "entries", [[1], [["acts"]], [[["acts"], 0, 0, "x"]], [["../x", 0, 0, "x"]]]
+)
+def test_a_hostile_pin_is_refused(growing, entries):
+    body = {"pin": "0" * 64, "entries": entries, "segments": []}
+    put_record(growing, f"pins/{'0' * 64}.json", "pin", body)
+    with pytest.raises(CorruptError) as caught:
+        store.open(growing.url, pin="0" * 64)
+    assert caught.value.kind == "record-damaged"
+    assert not store.verify(growing).ok
+
+
+def test_a_group_named_twice_is_digested_once(growing):
+    assert growing.digest(["acts", "acts"]) == growing.digest(["acts"])

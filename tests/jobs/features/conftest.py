@@ -38,7 +38,8 @@ class Documents:
 
 
 CORPUS = tuple(
-    f"{n} boats 日本 👩‍👩‍👧 on the river\r\n" + TEXT[n * 13 : n * 13 + 40 + 11 * n] for n in range(24)
+    f"{n} boats 日本 👩‍👩‍👧 on the river\r\n" + TEXT[n * 13 : n * 13 + 40 + 11 * n]
+    for n in range(24)
 )
 
 
@@ -90,12 +91,19 @@ def held(make_tokens, codebook, tmp_path_factory):
     h = rng.standard_normal((len(ids), WIDTH)).astype(np.float32)
     wide = rng.standard_normal((len(ids), 2, 8)).astype(np.float32)
     loss = rng.random(len(ids)).astype(np.float32)
-    columns = {"h.1": f"bfloat16[{WIDTH}]", "wide": "float16[2,8]", "loss": "float32", "pair": "int16[2]"}
+    columns = {
+        "h.1": f"bfloat16[{WIDTH}]",
+        "wide": "float16[2,8]",
+        "loss": "float32",
+        "pair": "int16[2]",
+    }
     pair = rng.integers(-9, 9, (len(ids), 2)).astype(np.int16)
     made = put(made, "acts", columns, {"h.1": h, "wide": wide, "loss": loss, "pair": pair})
     made = put(made, "grad.x-1", {"h.1": f"float32[{WIDTH}]"}, {"h.1": h})
     some = np.sort(rng.choice(len(ids), len(ids) // 3, replace=False))
-    made = put(made, "sample", {"s": f"float32[{WIDTH}]"}, {"s": h[some]}, ids=ids[some], masked=True)
+    made = put(
+        made, "sample", {"s": f"float32[{WIDTH}]"}, {"s": h[some]}, ids=ids[some], masked=True
+    )
     made = put(made, "act", {"score": "float64"}, {"score": loss.astype(np.float64)})
     encode(made, "acts:h.1", codebook, "codes")
     return made.refresh()

@@ -60,7 +60,14 @@ def oracle(held, config):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"min_rows": 100}, {"min_documents": 22}, {"max_density": 0.18}, {"latents": 3}, {"latents": 1000}],
+    [
+        {},
+        {"min_rows": 100},
+        {"min_documents": 22},
+        {"max_density": 0.18},
+        {"latents": 3},
+        {"latents": 1000},
+    ],
     ids=str,
 )
 def test_telling_latents_are_the_oracles(held, options):
@@ -74,7 +81,13 @@ def test_telling_latents_are_the_oracles(held, options):
         values = [expected[latent][number] for latent in order]
         np.testing.assert_allclose(found[name], values, rtol=1e-12)
     assert len(order) > 0
-    assert [found[name].dtype for name in found] == [np.int64, np.float64, np.float64, np.float64, np.int64]
+    assert [found[name].dtype for name in found] == [
+        np.int64,
+        np.float64,
+        np.float64,
+        np.float64,
+        np.int64,
+    ]
 
 
 def test_telling_twice_gives_the_same_bits(held):
@@ -88,10 +101,16 @@ def put_codes(held, group, row, latent, value, ids=None):
     order = np.lexsort((latent, row))
     row, latent, value = (np.asarray(array)[order] for array in (row, latent, value))
     masked = len(ids) < held.coverage["tokens"].rows
-    with held.writer(group, columns={"codes": "codes"}, recipe={"of": group}, masked=masked) as writer:
+    with held.writer(
+        group, columns={"codes": "codes"}, recipe={"of": group}, masked=masked
+    ) as writer:
         for part in np.unique(ids // held.part_stride):
             mine = row // held.part_stride == part
-            codes = store.Codes(row=row[mine], latent=latent[mine].astype(np.uint32), value=value[mine].astype(np.float32))
+            codes = store.Codes(
+                row=row[mine],
+                latent=latent[mine].astype(np.uint32),
+                value=value[mine].astype(np.float32),
+            )
             writer.put(ids[ids // held.part_stride == part], {"codes": codes})
     return held.refresh()
 
@@ -117,7 +136,9 @@ def test_special_rows_and_values_below_zero_do_not_count(made):
     special = rows["row"][rows["flags"] & FLAG_SPECIAL != 0]
     row = np.concatenate([usual, special, usual])
     latent = np.concatenate([np.ones(len(usual)), np.ones(len(special)), np.full(len(usual), 2)])
-    value = np.concatenate([np.full(len(usual), 2.0), np.full(len(special), 50.0), np.full(len(usual), -1.0)])
+    value = np.concatenate(
+        [np.full(len(usual), 2.0), np.full(len(special), 50.0), np.full(len(usual), -1.0)]
+    )
     made = put_codes(made, "codes", row, latent.astype(int), value)
     config = ContextsConfig(min_rows=1, min_documents=1, max_density=1.0)
     found = telling(made, config)
@@ -160,7 +181,9 @@ def test_scores_are_divergence_times_spread(rows):
 
 
 def test_no_telling_latent_is_an_error(held):
-    with pytest.raises(JobError, match=r"no-latents: no latent of group 'codes' fires on 10000000 rows"):
+    with pytest.raises(
+        JobError, match=r"no-latents: no latent of group 'codes' fires on 10000000 rows"
+    ):
         telling(held, ContextsConfig(min_rows=10_000_000))
 
 
@@ -203,11 +226,15 @@ def test_the_words_around_a_passage_carry_their_values(held):
     tables = top_passages(held, ContextsConfig(passages=4, radius=5), [1, 8])
     contexts, words = tables["contexts"], tables["context_tokens"]
     assert {len(column) for column in words.values()} == {len(words["text"])}
-    for latent, rank, row in zip(contexts["latent"], contexts["rank"], contexts["row"], strict=True):
+    for latent, rank, row in zip(
+        contexts["latent"], contexts["rank"], contexts["row"], strict=True
+    ):
         mine = (words["latent"] == latent) & (words["rank"] == rank)
         expected = passage(held, int(row), 5)
         assert words["offset"][mine].tolist() == [offset for offset, _, _ in expected]
-        assert [t for t, m in zip(words["text"], mine, strict=True) if m] == [t for _, t, _ in expected]
+        assert [t for t, m in zip(words["text"], mine, strict=True) if m] == [
+            t for _, t, _ in expected
+        ]
         at = np.searchsorted(rows["row"], [r for _, _, r in expected])
         np.testing.assert_array_equal(words["value"][mine], dense[at, latent])
         assert words["is_top"][mine].tolist() == [offset == 0 for offset, _, _ in expected]
@@ -221,12 +248,34 @@ def test_no_latent_has_no_passage(held):
 
 # -- one passage -------------------------------------------------------------------------------------------
 
-SPACED = ("a", "mill", "日本", "👩‍👩‍👧", "é", "\x00", "\r\n", "\n\n", "  ", "[SEP]", "<|endoftext|>", "\ufeff", "ǅ")
-texts = st.lists(st.sampled_from(SPACED) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)).map("".join)
+SPACED = (
+    "a",
+    "mill",
+    "日本",
+    "👩‍👩‍👧",
+    "é",
+    "\x00",
+    "\r\n",
+    "\n\n",
+    "  ",
+    "[SEP]",
+    "<|endoftext|>",
+    "\ufeff",
+    "ǅ",
+)
+texts = st.lists(
+    st.sampled_from(SPACED) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+).map("".join)
 
 
 @settings(max_examples=20)
-@given(text=texts, other=texts, radius=st.integers(0, 30), family=st.sampled_from(["bert", "gpt2"]), data=st.data())
+@given(
+    text=texts,
+    other=texts,
+    radius=st.integers(0, 30),
+    family=st.sampled_from(["bert", "gpt2"]),
+    data=st.data(),
+)
 def test_passages_join_to_the_documents_text(make_tokens, text, other, radius, family, data):
     bodies = [other + " x", text + " the end"]
     held = make_tokens(bodies, tokenizer=family, context=10)
@@ -264,7 +313,13 @@ def test_passages_in_a_later_part_of_a_document(make_tokens):
 
 def test_without_text_token_ids_stand_in(make_tokens):
     held = make_tokens(["the mill"], text=False)
-    ids = [token for token, flag in zip(*(held.gather(n, held.row_ids()) for n in ("token_id", "flags")), strict=True) if not flag & FLAG_SPECIAL]
+    ids = [
+        token
+        for token, flag in zip(
+            *(held.gather(n, held.row_ids()) for n in ("token_id", "flags")), strict=True
+        )
+        if not flag & FLAG_SPECIAL
+    ]
     assert [word for _, word, _ in passage(held, 1, 5)] == [f" {token}" for token in ids]
 
 

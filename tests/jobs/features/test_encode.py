@@ -28,7 +28,9 @@ def fresh(make_tokens, masked=False):
     if masked:
         ids = ids[ids % 3 == 0]
     rng = np.random.default_rng(3)
-    with made.writer("acts", columns={"h.1": "bfloat16[4,4]"}, recipe={"of": "acts"}, masked=masked) as writer:
+    with made.writer(
+        "acts", columns={"h.1": "bfloat16[4,4]"}, recipe={"of": "acts"}, masked=masked
+    ) as writer:
         for part in np.unique(ids // made.part_stride):
             mine = ids[ids // made.part_stride == part]
             writer.put(mine, {"h.1": rng.standard_normal((len(mine), 4, 4)).astype(np.float32)})

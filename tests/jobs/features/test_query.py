@@ -48,7 +48,8 @@ def test_every_group_is_a_table(held):
 
 
 @pytest.mark.parametrize(
-    ("table", "address"), [("acts", "acts:h.1"), ('"grad.x-1"', "grad.x-1:h.1"), ("sample", "s"), ("acts", "wide")]
+    ("table", "address"),
+    [("acts", "acts:h.1"), ('"grad.x-1"', "grad.x-1:h.1"), ("sample", "s"), ("acts", "wide")],
 )
 def test_dense_groups_join_the_tokens_by_row(held, table, address):
     name = address.rpartition(":")[2]
@@ -85,7 +86,9 @@ def test_scalar_columns_keep_their_shape_and_type(held):
 
 def test_codes_by_latent_are_the_same_codes_by_strength(held):
     found = query(held, "SELECT * FROM codes_by_latent")
-    assert found.sort("row", "latent").equals(query(held, "SELECT * FROM codes ORDER BY row, latent"))
+    assert found.sort("row", "latent").equals(
+        query(held, "SELECT * FROM codes ORDER BY row, latent")
+    )
 
 
 def test_sequences_and_documents_cover_the_tokens(held):
@@ -95,7 +98,11 @@ def test_sequences_and_documents_cover_the_tokens(held):
         "JOIN sequences q ON q.seq_id = t.seq_id JOIN documents o ON o.doc_id = t.doc_id",
     )
     rows = held.coverage["tokens"].rows
-    assert found.row(0) == (rows, len(held.arrow("sequences")), len(query(held, "SELECT * FROM documents")))
+    assert found.row(0) == (
+        rows,
+        len(held.arrow("sequences")),
+        len(query(held, "SELECT * FROM documents")),
+    )
 
 
 def test_documents_have_one_line_each_in_order(held):
@@ -108,7 +115,10 @@ def test_documents_have_one_line_each_in_order(held):
         mine = pieces.filter(ids == doc_id).to_pydict()
         row = found.row(n, named=True)
         assert row["rows"] == sum(mine["rows"])
-        assert (row["char_start"], row["char_end"]) == (min(mine["char_start"]), max(mine["char_end"]))
+        assert (row["char_start"], row["char_end"]) == (
+            min(mine["char_start"]),
+            max(mine["char_end"]),
+        )
         assert row["first_row"] == mine["first_row"][0]
         assert {row["name"]} == set(mine["name"])
     assert "text" not in found.columns
@@ -158,7 +168,9 @@ def test_limits_and_filters_are_those_of_the_whole_table(held, limit, offset, bo
 def test_tables_that_are_not_named_are_not_opened(held, monkeypatch):
     opened = []
     module = importlib.import_module("jobs.features.query")  # the name is also a function's
-    monkeypatch.setattr(module, "frame", lambda store, name: opened.append(name) or frame(store, name))
+    monkeypatch.setattr(
+        module, "frame", lambda store, name: opened.append(name) or frame(store, name)
+    )
     query(held, "SELECT row FROM act")
     query(held, 'SELECT a.row FROM "grad.x-1" AS a')
     query(held, "SELECT 'sample' AS word FROM acts")
