@@ -53,8 +53,8 @@ class VectorSource(Protocol):
 class Worker(Protocol):
     """A plain class a runtime may place anywhere; it writes its own rows and returns a small record."""
 
-    def run(self, part: int) -> Mapping[str, Any]:
-        """Do one part (doing it again is no error) and return a small JSON record."""
+    def run(self, part: int) -> Any:
+        """Do one part (doing it again is no error) and return something small."""
 
     def close(self) -> None:
         """Finish what the worker holds open."""
@@ -65,8 +65,8 @@ class Runtime(Protocol):
 
     def map(
         self, make_worker: Callable[[], Worker], parts: Sequence[int]
-    ) -> Iterator[Mapping[str, Any]]:
-        """Yield each part's record as it is done."""
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (part, what its worker returned) as parts are done, in any order."""
 
 
 class Observer(Protocol):

@@ -213,7 +213,7 @@ def _run(
     total = sum(rows.values())
     done = sum(rows[part] for part in held)
     new = 0
-    for record in runtime.map(make, [part for part in parts if part not in held]):
+    for _, record in runtime.map(make, [part for part in parts if part not in held]):
         new += int(record["rows"])
         progress("harvest", done + new, total)
     store.seal(group)

@@ -84,12 +84,19 @@ def demo(config: Demo, *, progress: Progress, interrupts: Interrupts) -> Outcome
             should_stop=interrupts.asked,
         )
     evaluated = evaluate_on(
-        store, site, book, out, split=held_out, progress=lambda d: progress("evaluate", d, None)
+        store,
+        site,
+        book,
+        out,
+        split=held_out,
+        progress=lambda done, parts: progress("evaluate", done, parts, unit="parts"),
     )
     encode(store, site, book, CODES, progress=lambda done, total: progress("encode", done, total))
     store = store.refresh()
     contexts = _contexts(store, out, config.rows)
-    report = verify(store, progress=lambda _, done: progress("verify", done >> 20, None, "MiB"))
+    report = verify(
+        store, progress=lambda _, done: progress("verify", done >> 20, None, unit="MiB")
+    )
     results = [trained, evaluated, contexts, *results]
     found = figures(evaluated)
     page = render(results, summarize(store, report=report), out / "report.html")

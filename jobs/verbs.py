@@ -223,7 +223,7 @@ def _eval(config: settings.Eval, context: Context) -> Answer:
         book,
         config.out or _results_home(Path(config.dictionary)),
         split=split,
-        progress=lambda done: context.progress("evaluate", done, None),
+        progress=lambda done, parts: context.progress("evaluate", done, parts, unit="parts"),
     )
     found = figures(result)
     text = (
@@ -301,7 +301,9 @@ def _verify(config: settings.Verify, context: Context) -> Answer:
 
     report = verify(
         open_store(config.url),
-        progress=lambda name, done: context.progress(f"verify {name}", done >> 20, None, "MiB"),
+        progress=lambda name, done: context.progress(
+            f"verify {name}", done >> 20, None, unit="MiB"
+        ),
     )
     lines = [f"{p['kind']}: {p['message']}" for p in report.problems]
     lines += [f"orphan (harmless, never read): {key}" for key in report.orphans]

@@ -166,7 +166,7 @@ def list_retired(storage: Storage, group: str) -> set[int]:
         key.rpartition("/")[2].removesuffix(".json")
         for key in storage.keys(layout.retired_prefix(group))
     )
-    return {int(name) for name in names if re.fullmatch(r"\d{8}", name)}
+    return {int(name) for name in names if re.fullmatch(r"[0-9]{8}", name)}
 
 
 def exists(storage: Storage, key: str) -> bool:

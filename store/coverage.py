@@ -63,7 +63,9 @@ def live_parts(
     }
     wanted = max(found, default=-1) + 1 if tokens is None else 0
     wanted = sealed["parts"] if sealed is not None else wanted
-    for part in sorted(set(range(wanted)) - set(found) - set(retired)):
+    for part in range(wanted):
+        if part in found or part in retired:
+            continue
         # A listing made while records are added may miss one.
         if not exists(storage, layout.commit_key(name, part)):
             raise CorruptError(

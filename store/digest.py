@@ -29,7 +29,7 @@ _TABLES = {
 def digest(view: View, groups: Sequence[str]) -> str:
     """Return the digest of some groups, hex."""
     total = hashlib.sha256()
-    for name in sorted(groups):
+    for name in sorted(set(groups)):
         group = view.group(name)
         for part in view.parts(name):
             commit = view.commit(name, part)

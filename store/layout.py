@@ -16,9 +16,10 @@ ALIGN = 4096
 SLOT_BYTES = 4096
 MISSING = 2**64 - 1
 PARTS_A_FOLDER = 4096
+MAX_STRIDE = 1 << 30  # 10^8 parts of it number their rows within int64
 
 STORE_KEY = "store.json"
-_COMMIT = re.compile(r"(\d{8})\.(\d+)\.json")
+_COMMIT = re.compile(r"([0-9]{8})\.([0-9]{1,9})\.json")
 _OBJECT = re.compile(
     r"[A-Za-z0-9_][A-Za-z0-9_.@=-]{0,143}(/[A-Za-z0-9_][A-Za-z0-9_.@=-]{0,127}){0,12}"
 )
@@ -150,9 +151,11 @@ def check_parts(part_rows: int, part_stride: int) -> None:
         or part_rows % CHUNK_ROWS
         or part_stride % CHUNK_ROWS
         or part_rows > part_stride
+        or part_stride > MAX_STRIDE
     ):
         raise InvalidInputError(
             f"part_rows={part_rows}, part_stride={part_stride}: both must be positive multiples of "
-            f"{CHUNK_ROWS} rows and part_rows at most part_stride. Nothing was written.",
+            f"{CHUNK_ROWS} rows, part_rows at most part_stride and that at most {MAX_STRIDE}. Nothing was "
+            "written. Choose other sizes.",
             kind="bad-part-rows",
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from store import tables
 from store.errors import CorruptError, InvalidInputError, NotFoundError
-from store.schema import make_record, read_record, sha256
+from store.schema import check_name, make_record, read_record, sha256
 from store.storage import Storage
 
 _INLINE_ENTRIES = 4096  # a longer pin lists its entries in segments
@@ -61,8 +61,10 @@ def load_pin(storage: Storage, store_id: str, pin: str) -> dict[tuple[str, int],
         ) from error
     record = read_record(data, "pin", store_id, key)
     try:
-        entries: list[Entry] = [(g, int(p), int(n), h) for g, p, n, h in record["entries"]]
-    except (TypeError, ValueError):
+        entries: list[Entry] = [
+            (check_name(g, "group"), int(p), int(n), str(h)) for g, p, n, h in record["entries"]
+        ]
+    except (TypeError, ValueError):  # an illegal name is a ValueError, too
         entries = []
     for segment in record["segments"]:
         entries += _segment(storage, f"segments/{segment}.parquet", segment)

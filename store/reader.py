@@ -27,8 +27,6 @@ from store.writer import BY_LATENT, Writer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import polars as pl
-
 Array = np.ndarray[Any, np.dtype[Any]]
 DEFAULT_PART_ROWS = 16_384
 DEFAULT_PART_STRIDE = 65_536
@@ -275,12 +273,12 @@ class Store:
         parts = [self.view.table(self.view.commit(group, p), path) for p in self.view.parts(group)]
         return tables.concat(parts) if parts else schema.empty_table()
 
-    def table(self, name: str) -> pl.LazyFrame:
+    def table(self, name: str) -> tables.LazyFrame:
         """Return a table as a Polars lazy frame over the committed, verified files."""
         group, path, schema = self._table(name)
         return tables.lazy(self.view.lazy_sources(group, path), schema)
 
-    def tokens(self) -> pl.LazyFrame:
+    def tokens(self) -> tables.LazyFrame:
         """Return the tokens table as a Polars lazy frame."""
         return self.table("tokens")
 
@@ -392,7 +390,7 @@ class Store:
                 name: Column.parse(name, spec, codec=codec)
                 for name, spec in (columns or {}).items()
             },
-            recipe={**recipe, **({"mask": recipe.get("mask", "rows")} if masked else {})},
+            recipe={**recipe, **({"mask": recipe.get("mask") or "rows"} if masked else {})},
             allow_nonfinite=allow_nonfinite,
             provenance=provenance or {},
         )

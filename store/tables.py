@@ -22,6 +22,7 @@ from store.errors import CorruptError, InvalidInputError
 
 if TYPE_CHECKING:
     import polars as pl
+    from polars import LazyFrame as LazyFrame
 
 ROW_GROUP_ROWS = 65_536
 

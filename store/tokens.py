@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -17,10 +17,7 @@ from store import tables
 from store.commits import Attempt, Commit, declare_group, seal
 from store.errors import ConflictError, InvalidInputError
 from store.schema import Column, Group, canonical
-from store.writer import check_unsealed
-
-if TYPE_CHECKING:
-    from store.reader import Store
+from store.writer import Home, check_unsealed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FLAG_SPECIAL = 1
@@ -146,7 +143,7 @@ class TokensWriter:
     """
 
     def __init__(
-        self, store: Store, *, recipe: Mapping[str, Any], provenance: Mapping[str, Any] | None
+        self, store: Home, *, recipe: Mapping[str, Any], provenance: Mapping[str, Any] | None
     ) -> None:
         declared = Group(name="tokens", columns=COLUMNS, recipe=recipe, aligned_to=None)
         self.group = declare_group(store.view.storage, store.id, declared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from store.errors import CorruptError, NotFoundError, StoreError
 from store.layout import CHUNK_ROWS
 from store.pins import load_pin
 from store.posix import TEMPORARY
-from store.schema import Column, Group
+from store.schema import NAME, Column, Group
 from store.view import View
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def _verify_records(store: Store, report: Report) -> None:
     for key in list(storage.keys("pins")):
         if key.endswith(".json"):
             _guard(report, _verify_pin, store, key)
-    for asset in storage.folders("assets"):
+    for asset in filter(NAME.fullmatch, storage.folders("assets")):
         if exists(storage, f"assets/{asset}/{MANIFEST}"):
             files = _guard(report, get_asset, storage, asset)
             report.checked_bytes += sum(map(len, (files or {}).values()))
@@ -246,9 +247,9 @@ def _orphans(view: View, groups: Sequence[str]) -> Iterator[str]:
     storage = view.storage
     for name in groups:
         for folder in storage.folders(f"groups/{name}/parts"):
-            if folder.isdigit():
+            if re.fullmatch(r"[0-9]{8}", folder):
                 yield from _orphan_attempts(view, name, int(folder))
-    for asset in storage.folders("assets"):
+    for asset in filter(NAME.fullmatch, storage.folders("assets")):
         if not exists(storage, f"assets/{asset}/{MANIFEST}"):
             yield f"assets/{asset}"
     for key in storage.keys(""):

@@ -34,7 +34,7 @@ from store.errors import (
     UnsupportedVersionError,
 )
 from store.pins import load_pin
-from store.schema import Column, Group
+from store.schema import NAME, Column, Group
 from store.shards import Scratch, ShardReader, identity
 from store.storage import Storage
 
@@ -86,7 +86,8 @@ class View:
             self._groups = {
                 name: load_group(self.storage, self.store_id, name)
                 for name in sorted(names, key=lambda name: (name != "tokens", name))
-                if exists(self.storage, layout.group_key(name))
+                if NAME.fullmatch(name) is not None  # other programs leave folders of their own
+                and exists(self.storage, layout.group_key(name))
                 and not exists(self.storage, layout.dropped_key(name))
             }
         return self._groups

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -21,12 +21,29 @@ from store.rows import row_numbers
 from store.schema import Column, Group, check_name
 from store.summary import Summary
 from store.values import Codes, check_codes, rows_of, stored_values
-
-if TYPE_CHECKING:
-    from store.reader import Store
+from store.view import View
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BY_LATENT = "_by_latent"  # behind a codes group's name: its table sorted by latent
+
+
+class Home(Protocol):
+    """What writers need of the store they write into; ``Store`` is one."""
+
+    id: str
+    part_rows: int
+    part_stride: int
+    view: View
+
+    @property
+    def url(self) -> str:
+        """Where the store is."""
+
+    def refresh(self) -> Self:
+        """Return the store as it is now."""
+
+    def seal(self, group: str) -> bool:
+        """Seal a group where every part is there."""
 
 
 @dataclass(kw_only=True)
@@ -47,7 +64,7 @@ class Writer:
 
     def __init__(
         self,
-        store: Store,
+        store: Home,
         group: str,
         *,
         columns: Mapping[str, Column],
@@ -334,7 +351,7 @@ def _put_codes(attempt: Attempt, blocks: list[Codes]) -> None:
         attempt.put(path, tables.encode(tables.table(columns, tables.CODES)), len(row))
 
 
-def check_unsealed(store: Store) -> None:
+def check_unsealed(store: Home) -> None:
     """Raise ``sealed`` where the tokens are complete: appending is refused."""
     sealed = store.view.sealed("tokens")
     if sealed is not None:

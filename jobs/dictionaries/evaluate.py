@@ -314,11 +314,22 @@ def evaluate(
         rows = torch.as_tensor(block[0])
         if partial is None:
             partial = EvalPartial.empty(coder.latents, rows.shape[1])
-            massive_norm = _massive_norm(coder, rows) if massive_norm is None else massive_norm
+            massive_norm = massive_norm_of(coder, rows) if massive_norm is None else massive_norm
         assert massive_norm is not None
         partial.update(coder, block, massive_norm=massive_norm)
         if progress is not None:
             progress(partial.everything.rows)
+    return finalize(partial, mean)
+
+
+def finalize(partial: EvalPartial | None, mean: Array | None = None) -> EvalResult:
+    """Return the figures of a merged whole.
+
+    Raises
+    ------
+    InvalidInputError
+        ``no-rows`` where no row counts.
+    """
     if partial is None or partial.kept.rows == 0:
         found = 0 if partial is None else partial.everything.rows
         raise InvalidInputError(
@@ -329,7 +340,8 @@ def evaluate(
     return partial.finalize(mean)
 
 
-def _massive_norm(coder: Codebook | TrainingMode, rows: Tensor) -> float:
+def massive_norm_of(coder: Codebook | TrainingMode, rows: Tensor) -> float:
+    """Return the norm above which rows are massive: ten times the training rows' median, or these rows'."""
     stated = coder.meta.get("median_norm") if isinstance(coder, Codebook) else None
     median = float(rows.float().norm(dim=1).median()) if stated is None else float(stated)
     return MASSIVE_TIMES * median

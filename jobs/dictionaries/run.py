@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ingest.contract import Runtime
 from jobs.codebook import Codebook
 from jobs.dictionaries.contract import TrainConfig
-from jobs.dictionaries.evaluate import EvalResult, evaluate
+from jobs.dictionaries.evaluate import EvalPartial, EvalResult, finalize, massive_norm_of
 from jobs.dictionaries.train import train
-from jobs.feed import StoreFeed, blocks, usual_rows
+from jobs.feed import Condition, StoreFeed, blocks, usual_rows
 from jobs.results import Result
+from jobs.run import map_merge
+from jobs.runtimes.in_process import InProcess
 from store import Store
+from store import open as open_store
 
 Log = Callable[[dict[str, Any]], None]
 CURVE_POINTS = 100
@@ -117,9 +124,17 @@ def evaluate_on(
     out: str | Path,
     *,
     split: str | None = "test",
-    progress: Callable[[int], None] | None = None,
+    runtime: Runtime | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Result:
-    """Evaluate a dictionary on a site's ordinary rows of one split.
+    """Evaluate a dictionary on a site's ordinary rows of one split, part by part.
+
+    Parameters
+    ----------
+    runtime
+        Where parts are worked on; None: here. The figures are the same bits anywhere.
+    progress
+        Called with (parts done, parts).
 
     Returns
     -------
@@ -131,12 +146,44 @@ def evaluate_on(
     result = Result.create(out, "eval", described, store=store.id, pin=store.pin(["tokens", group]))
     if not result.done:
         with result:
-            rows = ((b.x, b.tokens["pos"]) for b in blocks(store, site, where=where, extra=["pos"]))
-            found = evaluate(book, rows, progress=progress)
+            massive = massive_norm_of(book, first_rows(store, site, where))
+            make = partial(EvaluationWorker, store.url, site, where, book, massive)
+            parts = list(store.view.parts(group))
+            merged = map_merge(runtime or InProcess(), make, parts, progress=progress)
+            found = finalize(merged)
             more = against_truth(store, site, book)
             for name, columns in evaluation_tables(found, more).items():
                 result.write_table(name, columns)
     return result
+
+
+class EvaluationWorker:
+    """Turns one part of a store into a share of an evaluation."""
+
+    def __init__(
+        self, url: str, site: str, where: Sequence[Condition], book: Codebook, massive: float
+    ) -> None:
+        self._store = open_store(url)
+        self._site, self._where, self._book, self._massive = site, where, book, massive
+
+    def run(self, part: int) -> EvalPartial | None:
+        """Return the part's share, or None where no row of it counts."""
+        share: EvalPartial | None = None
+        for block in blocks(
+            self._store, self._site, where=self._where, extra=["pos"], parts=[part]
+        ):
+            share = share or EvalPartial.empty(self._book.latents, block.x.shape[1])
+            share.update(self._book, (block.x, block.tokens["pos"]), massive_norm=self._massive)
+        return share
+
+    def close(self) -> None:
+        """Hold nothing open."""
+
+
+def first_rows(store: Store, site: str, where: Sequence[Condition]) -> Tensor:
+    """Return the first block of a site's rows that count, ``float32[R, D]``; R is 0 where none does."""
+    width = int(np.prod(store.column(site).shape))
+    return next((block.x for block in blocks(store, site, where=where)), torch.zeros(0, width))
 
 
 def figures(evaluation: Result) -> dict[str, float]:

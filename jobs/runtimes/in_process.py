@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ingest.contract import Worker
@@ -13,11 +13,11 @@ class InProcess:
 
     def map(
         self, make_worker: Callable[[], Worker], parts: Sequence[int]
-    ) -> Iterator[Mapping[str, Any]]:
-        """Yield each part's record as it is done; no worker is made where there is nothing to do."""
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (part, what the worker returned) in order; no worker is made where there is nothing to do."""
         if not parts:
             return
         worker = make_worker()
         for part in parts:
-            yield worker.run(part)
+            yield part, worker.run(part)
         worker.close()

@@ -162,7 +162,7 @@ class _Stopping:
         for number, part in enumerate(parts):
             if number == self.parts:
                 raise KeyboardInterrupt
-            yield worker.run(part)
+            yield part, worker.run(part)
         worker.close()
 
 

@@ -74,7 +74,9 @@ def not_utf8():
 )
 def test_a_column_that_holds_no_text_is_refused(tmp_path, table, says):
     path = write(tmp_path / "c.parquet", table)
-    with pytest.raises(SourceError, match=f"corpus-unreadable: the corpus file c.parquet.*{says}"):
+    with pytest.raises(
+        SourceError, match=rf"corpus-unreadable: the corpus file c\.parquet.*{says}"
+    ):
         read(path)
 
 
@@ -87,7 +89,7 @@ def test_damage_is_a_source_error(tmp_path):
     data[30] ^= 0xFF
     for broken in (bytes(data), whole[: len(whole) // 2], b"PAR1", b""):
         (tmp_path / "c.parquet").write_bytes(broken)
-        with pytest.raises(SourceError, match="corpus-unreadable: the corpus file c.parquet"):
+        with pytest.raises(SourceError, match=r"corpus-unreadable: the corpus file c\.parquet"):
             read(path)
 
 

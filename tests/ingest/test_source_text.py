@@ -159,7 +159,7 @@ def test_what_cannot_be_used_is_refused(tmp_path, content, kind):
 
 
 def test_no_path_is_refused():
-    with pytest.raises(SourceError, match="corpus-empty: the corpus .no path given"):
+    with pytest.raises(SourceError, match=r"corpus-empty: the corpus \(no path given"):
         read()
 
 

@@ -142,7 +142,9 @@ def test_a_file_is_a_mapping_of_settings(tmp_path, text):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="bad-config: the settings in .*nope.yaml cannot be read"):
+    with pytest.raises(
+        UsageError, match=r"bad-config: the settings in .*nope\.yaml cannot be read"
+    ):
         cli.parse(settings.Demo, ["--config", str(tmp_path / "nope.yaml")], prog="demo")
 
 

@@ -136,10 +136,15 @@ def test_handlers_are_put_back():
 
 def test_handlers_are_put_back_here_too():
     before = [signal.getsignal(number) for number in SIGNALS]
-    with pytest.raises(ValueError, match="x"), Interrupts().installed() as interrupts:
-        assert not interrupts.asked()
-        assert [signal.getsignal(number) for number in SIGNALS] != before
-        raise ValueError("x")
+
+    def work():
+        with Interrupts().installed() as interrupts:
+            assert not interrupts.asked()
+            assert [signal.getsignal(number) for number in SIGNALS] != before
+            raise ValueError("work")
+
+    with pytest.raises(ValueError, match="work"):
+        work()
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 

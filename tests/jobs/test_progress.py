@@ -99,7 +99,12 @@ def test_the_terminal_is_given_back_after_an_error(monkeypatch):
     screen = Screen()
     monkeypatch.setattr("sys.stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
-    with pytest.raises(KeyboardInterrupt), Progress() as progress:
-        progress("train", 1, None)
-        raise KeyboardInterrupt
+
+    def work():
+        with Progress() as progress:
+            progress("train", 1, None)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert screen.getvalue().endswith("\x1b[?25h")  # the cursor is shown again
