@@ -10,7 +10,7 @@ import transformers
 import store
 from ingest.config import HarvestConfig, TokensConfig
 from ingest.errors import ModelError
-from ingest.models import toy
+from ingest.models import attend, load, toy
 from ingest.run import ingest, ingest_into
 from ingest.sources import SOURCES
 from jobs.runtimes.in_process import InProcess
@@ -235,3 +235,20 @@ def test_recipes_hold_no_paths_threads_or_versions(tmp_path, corpus, model):
     provenance = opened.view.commit("acts", 0).provenance
     assert provenance["torch"] == torch.__version__
     assert provenance["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_attention_recomputed_from_stored_q_k_v_equals_stored_z(tmp_path, corpus, model, dtype, bound):
+    layer = "blocks.1.attn."
+    _ingest(tmp_path / "s", corpus, model, dtype=dtype, sites=(f"{layer}{{q,k,v,z}}",))
+    opened = store.open(tmp_path / "s")
+    spec = load(model, dtype=dtype).adapter.attention(1)
+    sequences = opened.arrow("sequences")["seq_id"].to_numpy()
+    q, k, v, z = (opened.sequences(f"acts:{layer}{name}", sequences) for name in "qkvz")
+    wrong = total = 0.0
+    for row in zip(q, k, v, z, strict=True):
+        tensors = [torch.from_numpy(x)[None] for x in row]
+        again, _ = attend(*tensors[:3], spec)
+        wrong += float((again - tensors[3]).square().sum())
+        total += float(tensors[3].square().sum())
+    assert (wrong / total) ** 0.5 <= bound
