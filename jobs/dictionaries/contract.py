@@ -201,7 +201,7 @@ class TrainConfig:
     lr: float | None = None
     """Peak learning rate; None: the rule of ``schedule.learning_rate``."""
     warmup_steps: int | None = None
-    """Linear warm-up; None: min(1000, 5 % of the steps)."""
+    """Linear warm-up; None: min(1000, 20 % of the steps)."""
     decay_share: float = 0.2
     """Last share of the steps in which the rate falls linearly to 0, in [0, 1]."""
     clip_norm: float = 1.0

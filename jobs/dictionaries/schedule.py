@@ -5,20 +5,30 @@ from __future__ import annotations
 from jobs.dictionaries.contract import TrainConfig
 
 WARMUP_STEPS = 1000
-WARMUP_SHARE = 0.05
+WARMUP_SHARE = 0.2  # 264 steps at 8e-3: 1241 of 4096 latents silent with 5 %, 93 with 30 %
 DEAD_ROWS = 10_000_000
 DEAD_SHARE = 0.1
 THRESHOLD_STEP = 1000
 RULE_LR = 2e-4
 RULE_LATENTS = 2**14
+RULE_STEPS = 12_000  # about 50 M rows in batches of 4096, what the published rule was found on
+SHORT_POWER = 0.75
+HIGHEST_LR = 1e-2
 
 
 def peak_lr(cfg: TrainConfig) -> float:
-    """Return the config's rate, or ``2e-4 / sqrt(latents / 2^14)`` (Gao et al., 2406.04093)."""
+    """Return the config's rate, or the rule: ``2e-4 / sqrt(latents/2^14) · (12,000/steps)^0.75``.
+
+    The first factor is published (Gao et al., 2406.04093, figure 3), for long runs. The second, at least 1,
+    is ours: a short run ends far from converged at that rate. Measured on 360 k rows of width 384, 4096
+    latents, k 32, batch 4096, 264 steps: held-out FVU .200 at 4e-4, .118 at 2e-3, .095 at 8e-3. The rate
+    never exceeds 1e-2.
+    """
     if cfg.lr is not None:
         return cfg.lr
     latents = cfg.build_variant().latents
-    return float(RULE_LR / (latents / RULE_LATENTS) ** 0.5)
+    rate = RULE_LR / (latents / RULE_LATENTS) ** 0.5
+    return float(min(HIGHEST_LR, rate * max(1.0, RULE_STEPS / cfg.steps) ** SHORT_POWER))
 
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:
