@@ -28,8 +28,11 @@ class JsonLines:
     """
 
     paths: tuple[str, ...]
+    """JSON Lines files, or folders of them."""
     text_field: str = "text"
+    """Field of the text."""
     name_field: str | None = None
+    """Field of a document's name; None names it by its place."""
 
     def inputs(self) -> Mapping[str, str]:
         """Return the sha256 of every file."""

@@ -24,8 +24,11 @@ class Parquet:
     """
 
     paths: tuple[str, ...]
+    """Parquet files, or folders of them."""
     text_field: str = "text"
+    """Field of the text."""
     name_field: str | None = None
+    """Field of a document's name; None names it by its place."""
 
     def inputs(self) -> Mapping[str, str]:
         """Return the sha256 of every file."""

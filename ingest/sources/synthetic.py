@@ -31,7 +31,7 @@ _BLOCK_ROWS = 1024  # rows made at once: memory does not grow with the part
 @SOURCES.register("synthetic")
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """A planted dictionary."""
+    """Rows from a planted dictionary, whose features and codes are stored beside them."""
 
     width: int = 64
     """Width D of a row."""
@@ -46,6 +46,7 @@ class Synthetic:
     noise: float = 0.0
     """Standard deviation of Gaussian noise a coordinate."""
     seed: int = 0
+    """Root of the source's seeds."""
 
     def __post_init__(self) -> None:
         for name in ("active", "zipf", "spread", "noise"):

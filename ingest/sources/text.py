@@ -25,6 +25,7 @@ class Text:
     """Files as they are, or all text files below folders; names are paths below the folder."""
 
     paths: tuple[str, ...]
+    """Files, or folders whose text files are taken."""
     order_seed: int | None = None
     """Where set, documents come in the order of sha256("seed/name"), else sorted by name."""
 
