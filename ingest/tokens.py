@@ -272,8 +272,8 @@ def write_tokens(writer: TokensWriter, tokenizing: Tokenizing, progress: Progres
             progress("tokens", position[2], tokenizing.config.rows)
         if not writer.rows:
             raise SourceError(
-                f"the documents make no row: they hold no token, or --rows {tokenizing.config.rows} is too "
-                "few for a sequence. No row was written. Check --corpus and --rows.",
+                f"the documents make no row: they hold no token, or the {tokenizing.config.rows or 'unlimited'} "
+                "rows asked for are too few for a sequence. No row was written. Check --corpus and --rows.",
                 kind="corpus-empty",
             )
         writer.seal()

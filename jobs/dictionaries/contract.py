@@ -307,7 +307,7 @@ class ArrayFeed:
                 epoch += 1
                 order = torch.cat([order, self._order(epoch)])
             row_ids, order = order[: self.batch_rows], order[self.batch_rows :]
-            yield row_ids, self.x[row_ids]
+            yield row_ids, self.x.index_select(0, row_ids)
 
     def state(self) -> dict[str, Any]:
         """Return the seed and a digest of the rows."""

@@ -42,7 +42,8 @@ def test_splits_are_the_recorded_ones():
 def test_shares_are_cut_where_they_say(number, cut):
     digest = hashlib.sha256(f"0/{text_hash(number)}".encode()).digest()
     point = int.from_bytes(digest[:8], "big") / 2**64
-    assert split_of(text_hash(number), shares=(cut, 1 - cut)) == int(point >= cut)
+    for share in (cut, point):
+        assert split_of(text_hash(number), shares=(share, 1 - share)) == int(point >= share)
 
 
 @given(tokens=st.integers(0, 500), content=st.integers(1, 60))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import count, islice
 
 import numpy as np
@@ -190,9 +191,22 @@ def test_batches_are_the_callers_own(held):
     same([(i, x.numpy()) for (i, _), x in zip(expected, kept, strict=True)], expected)
 
 
-def test_batches_hold_on_to_no_window(held):
-    batch = next(StoreFeed(held, "h", 8, window_rows=256).batches(0))
-    assert [tensor.untyped_storage().nbytes() for tensor in batch] == [8 * 8, 8 * 16 * 4]
+@pytest.mark.parametrize("column", ["h", "s"])
+def test_one_window_is_held_at_a_time_whoever_keeps_the_batches(held, column, monkeypatch):
+    feed = StoreFeed(held, column, 30, window_rows=256)
+    windows, seen = feed._windows, []
+
+    def watched(epoch, start=0):
+        for window in windows(epoch, start):
+            seen.append(weakref.ref(window.columns[column]))
+            yield window
+            del window
+            assert seen[-1]() is None
+
+    monkeypatch.setattr(feed, "_windows", watched)
+    kept = [x for _, x in islice(feed.batches(0), 3 * feed.rows // 30)]
+    assert len(seen) > 6
+    assert torch.cat(kept).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -21,7 +21,7 @@ BLOCK_SCORES = 1 << 21
 
 
 class LinearScores:
-    """``x_RD @ w_LD.T + b_L`` in blocks of rows, without gradients, rounded to ``dtype``."""
+    """``x_RD @ w_LD.T + b_L`` in blocks of rows, without gradients, in float32 or a 2-byte float."""
 
     def __init__(self, x_RD: Tensor, w_LD: Tensor, b_L: Tensor, dtype: torch.dtype) -> None:
         self.rows, self.latents = x_RD.shape[0], w_LD.shape[0]

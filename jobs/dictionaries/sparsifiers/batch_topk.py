@@ -7,11 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from jobs.codebook import Pattern, positions
+from jobs.codebook import Pattern
 from jobs.dictionaries.contract import Scores
-from jobs.dictionaries.sparsifiers.cut import float_bits, floor_of, histogram_cut, keep_largest
+from jobs.dictionaries.sparsifiers.cut import (
+    at_least,
+    float_bits,
+    histogram_cut,
+    keep_largest,
+    lowest_bits,
+    score_bits,
+)
 
-SAMPLE_ROWS = 128
+SAMPLE_ROWS = 64
 """Rows whose own cut guesses the batch's. A wrong guess costs another pass, never a wrong answer."""
 SLACKS = (1.3, 4.0, math.inf)
 """How many times the budget the guess lets through, pass after pass; infinity lets all positives in."""
@@ -39,21 +46,23 @@ def batch_topk(scores: Scores, k: int) -> Pattern:
 
 def _candidates(scores: Scores, per_row: float) -> tuple[Tensor, Tensor]:
     """Return flat positions and values of all scores not below a floor guessed from the first rows."""
-    flat, kept, floor = [], [], math.nan
+    flat, kept, floor = [], [], None
     for start, block_rL in scores.blocks():
-        if math.isnan(floor):
+        if floor is None:
             floor = _guess(block_rL[:SAMPLE_ROWS], per_row)
-        found = positions(block_rL >= floor)
-        kept.append(block_rL.flatten()[found].float())
+        found = at_least(score_bits(block_rL), floor)
+        kept.append(block_rL.flatten().index_select(0, found).float())
         flat.append(found + start * scores.latents)
     return torch.cat(flat), torch.cat(kept)
 
 
-def _guess(sample_rL: Tensor, per_row: float) -> float:
-    lowest = floor_of(sample_rL.dtype)
-    score = sample_rL[sample_rL >= lowest]
+def _guess(sample_rL: Tensor, per_row: float) -> Tensor:
+    """Return the bits of the score that lets through ``per_row`` pairs a row of the sample."""
+    lowest = lowest_bits(sample_rL.dtype)
+    found = at_least(score_bits(sample_rL), lowest)
     keep = len(sample_rL) * per_row
-    if keep >= len(score):
+    if keep >= len(found):
         return lowest
-    edge, _ = histogram_cut(float_bits(score), math.ceil(keep))
-    return float(torch.tensor(edge, dtype=torch.int32).view(torch.float32))
+    edge, _ = histogram_cut(float_bits(sample_rL.flatten()[found]), math.ceil(keep))
+    value = torch.tensor(edge, dtype=torch.int32).view(torch.float32)
+    return score_bits(value.to(sample_rL.dtype))

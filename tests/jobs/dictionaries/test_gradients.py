@@ -17,7 +17,6 @@ WIDTH, LATENTS, K, ROWS = 10, 48, 4, 24
 
 def dictionary_of(name, *, dtype=torch.float64, width=WIDTH, seed=0):
     built = VARIANTS.get(name)(latents=LATENTS, k=K).build(width, seed=seed).to(dtype)
-    built.compute_dtype = dtype
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in built.parameters():

@@ -31,9 +31,9 @@ def config(name, steps, *, latents=256, k=4, **options):
 
 @each_variant
 def test_planted_directions_are_recovered(name, planted):
-    """A1 at a twentieth of its length: 128 directions in 64 dimensions, four active."""
+    """A1 at a twenty-fifth of its length: 128 directions in 64 dimensions, four active."""
     rows, directions = planted(100_000)
-    run = train(ArrayFeed(rows, BATCH), config(name, 500))
+    run = train(ArrayFeed(rows, BATCH), config(name, 400))
     mean, recovered = recovery(run.codebook, directions)
     assert mean >= 0.95
     assert recovered >= 0.9

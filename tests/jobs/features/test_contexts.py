@@ -122,12 +122,13 @@ def made(make_tokens):
 
 def test_equal_scores_go_by_latent(made):
     ids = made.row_ids()[made.gather("flags", made.row_ids()) & FLAG_SPECIAL == 0]
-    row = np.concatenate([ids[::3]] * 4)
-    latent = np.repeat([9, 2, 7, 30], len(ids[::3]))
+    latents = np.random.default_rng(0).permutation(60)[:40]
+    row = np.concatenate([ids[::3]] * 40)
+    latent = np.repeat(latents, len(ids[::3]))
     made = put_codes(made, "codes", row, latent, np.ones(len(row)))
-    found = telling(made, ContextsConfig(**LOOSE))
+    found = telling(made, ContextsConfig(**LOOSE, latents=30))
     assert len(set(found["score"])) == 1
-    assert found["latent"].tolist() == [2, 7, 9, 30]
+    assert found["latent"].tolist() == sorted(latents)[:30]
 
 
 def test_special_rows_and_values_below_zero_do_not_count(made):
@@ -321,6 +322,22 @@ def test_without_text_token_ids_stand_in(make_tokens):
         if not flag & FLAG_SPECIAL
     ]
     assert [word for _, word, _ in passage(held, 1, 5)] == [f" {token}" for token in ids]
+
+
+def test_a_passage_stays_in_its_document_where_sequences_are_packed():
+    made = store.create("memory://contexts-packed", part_rows=256)
+    one, two = (
+        store.Document(doc_id=n, name=f"d{n}", text=text) for n, text in enumerate(("abc", "xyz"))
+    )
+    at = np.array([0, 1, 2, 0, 1, 2])
+    with made.writer("tokens", recipe={"of": "tests"}) as writer:
+        packed = store.TokenSequence(
+            token_ids=at, spans=[(one, 0, 3), (two, 3, 6)], char_start=at, char_end=at + 1
+        )
+        writer.put([packed])
+        writer.seal()
+    assert passage(made.refresh(), 2, 9) == [(-2, "a", 0), (-1, "b", 1), (0, "c", 2)]
+    assert passage(made.refresh(), 3, 9) == [(0, "x", 3), (1, "y", 4), (2, "z", 5)]
 
 
 def test_without_spans_token_ids_stand_in():
