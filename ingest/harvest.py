@@ -97,8 +97,12 @@ class Harvester:
         starts = column(sequences, "first_row") - base
         lengths = column(sequences, "rows").astype(np.int64)
         size = int(self._job.recipe["batch"]["sequences"])
-        for batch in batches(lengths.tolist(), size, self._loaded.adapter.max_positions):
-            self._run_batch(batch, token_ids, starts, lengths, base)
+        try:
+            for batch in batches(lengths.tolist(), size, self._loaded.adapter.max_positions):
+                self._run_batch(batch, token_ids, starts, lengths, base)
+        except BaseException:
+            self._writer.abandon()
+            raise
         return {"part": part, "rows": tokens.rows, "skipped": 0}
 
     def _run_batch(

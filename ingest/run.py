@@ -17,6 +17,7 @@ from ingest.models import LoadedModel, load, resolve_dtype, resolve_sites
 from ingest.tokens import (
     Progress,
     Tokenizing,
+    check_makes_rows,
     check_same_tokenizer,
     resolve_context,
     tokenizer_files,
@@ -76,9 +77,7 @@ def ingest(
     tokenizing = Tokenizing(
         config=tokens, source=tokens.source, tokenizer=loaded.tokenizer, context=context
     )
-    next(
-        tokens.source.documents(), None
-    )  # an empty or unreadable corpus is refused before a store exists
+    check_makes_rows(tokenizing)  # refused before a store exists, as every other bad input
     part_rows = max(tokens.part_rows, -(-context // CHUNK_ROWS) * CHUNK_ROWS)
     store = create(url, part_rows=part_rows, part_stride=max(65_536, part_rows))
     asset = store.put_asset(tokenizer_files(loaded.folder))

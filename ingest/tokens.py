@@ -256,14 +256,24 @@ class Tokenizing:
         )
 
 
-def write_tokens(writer: TokensWriter, tokenizing: Tokenizing, progress: Progress) -> None:
-    """Write what is missing of the tokens group and seal it where the source ends.
+def check_makes_rows(tokenizing: Tokenizing) -> None:
+    """Raise unless the source makes at least one sequence.
 
     Raises
     ------
     SourceError
-        ``corpus-empty``: the source has documents, but they make no row.
+        ``corpus-empty``: the source has documents, but they make no row; or what the source itself raises.
     """
+    if next(tokenizing.sequences(None), None) is None:
+        raise SourceError(
+            f"the documents make no row: they hold no token, or the {tokenizing.config.rows or 'unlimited'} "
+            "rows asked for are too few for a sequence. Nothing was written. Check --corpus and --rows.",
+            kind="corpus-empty",
+        )
+
+
+def write_tokens(writer: TokensWriter, tokenizing: Tokenizing, progress: Progress) -> None:
+    """Write what is missing of the tokens group and seal it where the source ends."""
     if writer.sealed:
         return
     with writer:
@@ -271,11 +281,7 @@ def write_tokens(writer: TokensWriter, tokenizing: Tokenizing, progress: Progres
             writer.put([sequence], position=position)
             progress("tokens", position[2], tokenizing.config.rows)
         if not writer.rows:
-            raise SourceError(
-                f"the documents make no row: they hold no token, or the {tokenizing.config.rows or 'unlimited'} "
-                "rows asked for are too few for a sequence. No row was written. Check --corpus and --rows.",
-                kind="corpus-empty",
-            )
+            check_makes_rows(tokenizing)
         writer.seal()
 
 

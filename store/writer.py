@@ -80,7 +80,7 @@ class Writer:
         self.committed: list[Commit] = []
         self.passed_rows = 0
         _check_columns(group, columns)
-        if group in {"sequences", "documents"} or group.endswith(BY_LATENT):
+        if group in {"sequences", "documents", "document_parts"} or group.endswith(BY_LATENT):
             raise InvalidInputError(
                 f"a group may not be called {group!r}: a table of that name is there already. Nothing was "
                 "written. Choose another name (--group).",
@@ -121,7 +121,7 @@ class Writer:
         try:
             self._put(row_numbers(rows), values, raw=raw)
         except BaseException:
-            self._abandon()
+            self.abandon()
             raise
 
     def _put(self, rows: Array, values: Mapping[str, Any], *, raw: bool) -> None:
@@ -270,7 +270,7 @@ class Writer:
             self._commit(at)
             return
         base = at.tokens.part * self._store.part_stride
-        self._abandon()
+        self.abandon()
         raise InvalidInputError(
             f"part {at.tokens.part} of group {self.group.name!r} is incomplete: rows {base + at.rows}…"
             f"{base + at.tokens.rows - 1} are missing. That part was dropped; "
@@ -279,7 +279,8 @@ class Writer:
             part=at.tokens.part,
         )
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
+        """Drop the unfinished part; committed parts stand."""
         if self._open is not None:
             self._open.attempt.drop()
             self._open = None
@@ -301,7 +302,7 @@ class Writer:
         if kind is None:
             self.close()
         else:
-            self._abandon()
+            self.abandon()
 
 
 def _check_columns(group: str, columns: Mapping[str, Column]) -> None:

@@ -42,7 +42,9 @@ def filled(text: str) -> str:
     """Return the README with every generated table as it should be."""
     for name, table in TABLES.items():
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        text, count = re.subn(pattern, lambda m, t=table: m[1] + t() + "\n" + m[2], text, flags=re.S)
+        text, count = re.subn(
+            pattern, lambda m, t=table: m[1] + t() + "\n" + m[2], text, flags=re.S
+        )
         assert count == 1, f"the README has no place for table {name}"
     return text
 

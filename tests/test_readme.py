@@ -12,7 +12,9 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def _tables():
-    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "tests" / "readme_tables.py")
+    spec = importlib.util.spec_from_file_location(
+        "readme_tables", ROOT / "tests" / "readme_tables.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

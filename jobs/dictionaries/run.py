@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,12 @@ from jobs.feed import Condition, StoreFeed, blocks, usual_rows
 from jobs.results import Result
 from jobs.run import map_merge
 from jobs.runtimes.in_process import InProcess
-from store import Store
+from store import Store, StoreError
 from store import open as open_store
 
 Log = Callable[[dict[str, Any]], None]
 CURVE_POINTS = 100
+WINDOW_FILE = "window.json"
 CURVE = ("step", "rows", "fvu", "l0", "dead", "threshold", "rows_per_second", "seconds")
 
 
@@ -54,19 +56,19 @@ def train_on(
         ``should_stop`` said so; the run goes on from its checkpoint when asked again.
     """
     feed = StoreFeed(store, site, config.batch_rows, config.seed, usual_rows(split), window_rows)
-    group = store.view.resolve(site)[0].name
-    described = {"site": site, "split": split, "feed": feed.state(), "train": config.to_json()}
+    described = {
+        "site": site,
+        "split": split,
+        "train": config.to_json(),
+        "feed": {**feed.state(), "window_rows": window_rows},
+    }
     result = Result.create(
-        out,
-        "train",
-        described,
-        store=store.id,
-        pin=store.pin(["tokens", group]),
-        seed=config.seed,
+        out, "train", described, store=store.id, pin=pin_of(store, site), seed=config.seed
     )
     if result.done:
         return load(result.path), result
     with result:
+        feed.window_rows = _settled_window(result, feed)
 
         def note(entry: dict[str, Any]) -> None:
             result.log(entry)
@@ -95,6 +97,24 @@ def train_on(
         for name, data in book.to_bytes().items():
             result.write_file(name, data)
     return book, result
+
+
+def _settled_window(result: Result, feed: StoreFeed) -> int:
+    """Return the window of the run's first start: its default follows the free memory, a resume may not."""
+    if not (result.path / WINDOW_FILE).exists():
+        result.write_file(WINDOW_FILE, json.dumps({"window_rows": feed.window_rows}).encode())
+    return int(json.loads(result.read_file(WINDOW_FILE))["window_rows"])
+
+
+def pin_of(store: Store, site: str) -> str:
+    """Write the pin of a site's group and return its id; a store that may not be written is only named."""
+    groups = ["tokens", store.view.resolve(site)[0].name]
+    try:
+        return store.pin(groups)
+    except StoreError as error:
+        if error.kind not in {"not-permitted", "disk-full"}:
+            raise
+        return store.pin_id(groups)
 
 
 def curve(history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -143,7 +163,7 @@ def evaluate_on(
     where = usual_rows(split)
     group = store.view.resolve(site)[0].name
     described = {"site": site, "split": split, "dictionary": book.sha}
-    result = Result.create(out, "eval", described, store=store.id, pin=store.pin(["tokens", group]))
+    result = Result.create(out, "eval", described, store=store.id, pin=pin_of(store, site))
     if not result.done:
         with result:
             massive = massive_norm_of(book, first_rows(store, site, where))

@@ -238,7 +238,9 @@ def test_recipes_hold_no_paths_threads_or_versions(tmp_path, corpus, model):
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 1e-2)])
-def test_attention_recomputed_from_stored_q_k_v_equals_stored_z(tmp_path, corpus, model, dtype, bound):
+def test_attention_recomputed_from_stored_q_k_v_equals_stored_z(
+    tmp_path, corpus, model, dtype, bound
+):
     layer = "blocks.1.attn."
     _ingest(tmp_path / "s", corpus, model, dtype=dtype, sites=(f"{layer}{{q,k,v,z}}",))
     opened = store.open(tmp_path / "s")
