@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sysconfig
 import tokenize
 from collections.abc import Iterator, Mapping
@@ -20,8 +21,11 @@ _TOPICS = "pydoc_data/topics.py"  # the same text again: two splits must not sha
 
 def _files() -> list[tuple[str, Path]]:
     root = Path(sysconfig.get_path("stdlib"))
-    below = (p for p in root.rglob("*.py") if not _LEFT_OUT & set(p.relative_to(root).parts))
-    return sorted((str(p.relative_to(root)), p) for p in below)
+    found = []
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if name not in _LEFT_OUT]  # never walks installed packages
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted((str(path.relative_to(root)), path) for path in found)
 
 
 @SOURCES.register("stdlib")

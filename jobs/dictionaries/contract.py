@@ -201,9 +201,11 @@ class TrainConfig:
     lr: float | None = None
     """Peak learning rate; None: the rule of ``schedule.learning_rate``."""
     warmup_steps: int | None = None
-    """Linear warm-up; None: min(1000, 20 % of the steps)."""
+    """Linear warm-up; None: min(1000, 25 % of the steps)."""
     decay_share: float = 0.2
     """Last share of the steps in which the rate falls linearly to 0, in [0, 1]."""
+    second_decay: float | None = None
+    """Decay of Adam's second moment, in [0, 1); None: the rule of ``schedule.second_decay``."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient, > 0."""
     seed: int = 0
@@ -240,6 +242,8 @@ class TrainConfig:
             _require(name, value, "> 0 or null", holds=value is None or value > 0)
         for name in ("decay_share", "threshold_decay"):
             _require(name, getattr(self, name), "in [0, 1]", holds=0 <= getattr(self, name) <= 1)
+        decay = self.second_decay
+        _require("second_decay", decay, "in [0, 1) or null", holds=decay is None or 0 <= decay < 1)
         warmup = self.warmup_steps
         _require("warmup_steps", warmup, ">= 0 or null", holds=warmup is None or warmup >= 0)
         known = self.precision in PRECISIONS

@@ -56,7 +56,10 @@ class Learner:
         with torch.no_grad():
             self.dictionary.b_dec_D.copy_(calibration.median * calibration.scale)
         self.optimizer = UnitAdam(
-            dict(self.dictionary.named_parameters()), unit="w_dec_LD", clip_norm=cfg.clip_norm
+            dict(self.dictionary.named_parameters()),
+            unit="w_dec_LD",
+            clip_norm=cfg.clip_norm,
+            second_decay=schedule.second_decay(cfg),
         )
         self.age_L = torch.zeros(self.dictionary.latents, dtype=torch.int64, device=device)
         self.step, self.rows, self.threshold = 0, 0, math.nan

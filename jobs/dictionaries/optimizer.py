@@ -12,18 +12,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-BETAS = (0.9, 0.999)
+FIRST_DECAY = 0.9
 EPS = 1e-8
 
 
 class UnitAdam:
     """Adam (Kingma and Ba, 1412.6980) without weight decay; the rows of ``unit_LD`` keep norm 1."""
 
-    def __init__(self, named: dict[str, nn.Parameter], *, unit: str, clip_norm: float) -> None:
+    def __init__(
+        self, named: dict[str, nn.Parameter], *, unit: str, clip_norm: float, second_decay: float
+    ) -> None:
         self._named = named
         self._unit_LD = named[unit]
         self._clip_norm = clip_norm
-        self._adam = torch.optim.Adam(list(named.values()), betas=BETAS, eps=EPS, fused=True)
+        betas = (FIRST_DECAY, second_decay)
+        self._adam = torch.optim.Adam(list(named.values()), betas=betas, eps=EPS, fused=True)
         self.steps = 0
 
     @torch.no_grad()

@@ -239,6 +239,7 @@ CONFIG_FAULTS = {
     "share above one": {"decay_share": 1.5},
     "unknown precision": {"precision": "float16"},
     "warm-up below zero": {"warmup_steps": -1},
+    "moment that never decays": {"second_decay": 1.0},
     "nothing clipped to": {"clip_norm": 0.0},
 }
 
@@ -271,6 +272,18 @@ def test_the_rate_rises_holds_and_falls_to_zero():
     assert rates[100:801] == [1.0] * 701
     assert np.all(np.diff(rates[800:]) < 0)
     assert rates[-1] == pytest.approx(1 / 200)
+
+
+def test_short_runs_get_higher_rates_and_faster_moments_and_long_ones_the_published_rule():
+    assert schedule.peak_lr(config(steps=30_000)) == pytest.approx(2e-4)
+    assert schedule.peak_lr(config(steps=10**6)) == pytest.approx(2e-4)
+    assert schedule.peak_lr(config(steps=3000)) == pytest.approx(2e-4 * 10**0.75)
+    assert schedule.peak_lr(config(steps=10)) == 8e-3
+    assert schedule.peak_lr(config(steps=10, lr=0.5)) == 0.5
+    assert schedule.second_decay(config(steps=10)) == pytest.approx(0.99)
+    assert schedule.second_decay(config(steps=5000)) == pytest.approx(0.998)
+    assert schedule.second_decay(config(steps=10**6)) == pytest.approx(0.999)
+    assert schedule.second_decay(config(second_decay=0.9)) == 0.9
 
 
 def test_windows_follow_the_length_of_the_run():
