@@ -26,7 +26,7 @@ settings.register_profile("ci", max_examples=50, derandomize=True, database=None
 settings.register_profile("nightly", max_examples=2000, **_COMMON)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
-MAY_SLEEP = ("slow", "cluster", "peers")
+MAY_SLEEP = ("slow", "cluster", "peers", "loops")
 MAY_START_RAY = ("cluster",)
 
 

@@ -91,21 +91,22 @@ def geometric_median(x_RD: Tensor) -> Tensor:
     return median_D
 
 
-def calibrate_threshold(codebook: Codebook, feed: Feed, cfg: TrainConfig, *, guess: float) -> float:
-    """Return θ in raw units so that the feed's first rows have k active latents on average.
+def calibrate_threshold(
+    codebook: Codebook, feed: Feed, *, k: int, rows: int, guess: float
+) -> float:
+    """Return θ in raw units so that the feed's first ``rows`` rows have k active latents on average.
 
     Pre-activations are counted by the upper half of their bit patterns and the cut is interpolated
     within its bin, which is 1/128 of θ wide. Only those above ``guess``/2 are counted, unless they are
     too few. Where even the positive ones are fewer than k a row, θ is 0.
     """
-    k = cfg.build_variant().k
     for floor in (guess / 2, 0.0):
-        counts, rows = _histogram(codebook, floor, first_rows(feed, cfg.threshold_rows))
+        counts, seen = _histogram(codebook, floor, first_rows(feed, rows))
         at_least = counts.flip(0).cumsum(0).flip(0)
-        edge = int((at_least >= rows * k).sum()) - 1
+        edge = int((at_least >= seen * k).sum()) - 1
         if edge >= 0:
             low, high = max(floor, _bin_edge(edge)), _bin_edge(edge + 1)
-            return low + (high - low) * (int(at_least[edge]) - rows * k) / int(counts[edge])
+            return low + (high - low) * (int(at_least[edge]) - seen * k) / int(counts[edge])
     return 0.0
 
 

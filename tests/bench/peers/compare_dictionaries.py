@@ -97,7 +97,7 @@ def scores(
 ) -> dict[str, Any]:
     """Score a dictionary in every mode it can be read in."""
     guess, k = float(book.theta), cfg.build_variant().k
-    matched = calibrate_threshold(book, feed, cfg, guess=guess)
+    matched = calibrate_threshold(book, feed, k=k, rows=cfg.threshold_rows, guess=guess)
     found = {
         "own threshold": score(book, held_out),
         "L0 = k": score(dataclasses.replace(book, threshold=matched), held_out),
