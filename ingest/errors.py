@@ -23,6 +23,13 @@ class SiteError(IngestError):
     kind = "unknown-site"
 
 
+class OverBudgetError(IngestError):
+    """The plan asks for more than this machine has. Nothing was started."""
+
+    kind = "over-budget"
+    exit_code = 3
+
+
 class SourceError(IngestError):
     """The corpus is missing, empty or unreadable. Mend the input; nothing was written."""
 

@@ -146,9 +146,10 @@ class VectorWorker:
         rows = self._store.view.commit("tokens", part).rows
         base = part * self._store.part_stride
         ids = np.arange(base, base + rows)
-        self._writer.put(ids, self._source.block(part, rows))
         row, feature, value = self._source.truth_codes(part, rows)
+        # The truth first: a part counts as done by its vectors, and must not lack its truth then.
         self._truth.put(ids, {"codes": Codes(row=base + row, latent=feature, value=value)})
+        self._writer.put(ids, self._source.block(part, rows))
         return {"part": part, "rows": rows, "skipped": 0}
 
     def close(self) -> None:

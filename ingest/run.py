@@ -11,9 +11,9 @@ from typing import Any
 
 from ingest.config import HarvestConfig, TokensConfig
 from ingest.contract import Observer, Runtime
-from ingest.errors import IngestError
+from ingest.errors import IngestError, OverBudgetError
 from ingest.harvest import Harvester, HarvestJob, VectorWorker, harvest_recipe
-from ingest.models import LoadedModel, load, resolve_dtype, resolve_sites
+from ingest.models import LoadedModel, check_device, load, resolve_dtype, resolve_sites
 from ingest.tokens import (
     Progress,
     Tokenizing,
@@ -29,6 +29,7 @@ from ingest.tokens import (
 from store import Store, create
 from store import open as open_store
 from store.layout import CHUNK_ROWS
+from store.windows import free_memory_bytes
 
 
 def silent(phase: str, done: int, total: int | None) -> None:
@@ -77,11 +78,13 @@ def ingest(
     tokenizing = Tokenizing(
         config=tokens, source=tokens.source, tokenizer=loaded.tokenizer, context=context
     )
+    check_memory(harvest.batch, context, loaded)
     check_makes_rows(tokenizing)  # refused before a store exists, as every other bad input
+    inputs = tokens.source.inputs()
     part_rows = max(tokens.part_rows, -(-context // CHUNK_ROWS) * CHUNK_ROWS)
     store = create(url, part_rows=part_rows, part_stride=max(65_536, part_rows))
     asset = store.put_asset(tokenizer_files(loaded.folder))
-    recipe = tokens_recipe(tokens, tokens.source, context, asset)
+    recipe = tokens_recipe(tokens, inputs, context, asset)
     writer = store.writer("tokens", recipe=recipe)
     job = _job(store.refresh(), harvest, loaded, sites)
     write_tokens(writer, tokenizing, progress)
@@ -139,10 +142,27 @@ def ingest_vectors(
         "mask": None,
     }
     make = partial(VectorWorker, str(url), group, tokens.source, recipe)
-    return _run(str(url), group, tuple(tokens.source.columns), make, runtime, progress, began)
+    summary = _run(str(url), group, tuple(tokens.source.columns), make, runtime, progress, began)
+    open_store(url).seal("truth")
+    return summary
+
+
+def check_memory(batch: int, context: int, loaded: LoadedModel) -> None:
+    """Raise ``over-budget`` where one batch cannot fit the memory that is free.
+
+    Counts ids and mask, and four float32 copies of the residual stream: less than any model needs.
+    """
+    need = batch * context * (16 + 4 * 4 * loaded.adapter.width)
+    free = free_memory_bytes()
+    if need > free:
+        raise OverBudgetError(
+            f"a batch of {batch} sequences of {context} tokens needs at least {need / 1e9:,.1f} GB for "
+            f"{loaded.name}; {free / 1e9:,.1f} GB are free. Nothing was written. Use a smaller --batch."
+        )
 
 
 def _load(config: HarvestConfig) -> LoadedModel:
+    check_device(config.device)
     compute, _ = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
     return load(
         config.model,

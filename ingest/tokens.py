@@ -121,14 +121,14 @@ def inputs_identity(inputs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def tokens_recipe(
-    config: TokensConfig, source: TextSource, context: int, asset: str
+    config: TokensConfig, inputs: Mapping[str, str], context: int, asset: str
 ) -> dict[str, Any]:
     """Return everything the tokens group is a function of; paths are not."""
-    described = {name: value for name, value in to_json(source).items() if name != "paths"}
+    described = {name: value for name, value in to_json(config.source).items() if name != "paths"}
     return {
         "schema": 1,
         "source": described,
-        "inputs": inputs_identity(source.inputs()),
+        "inputs": inputs_identity(inputs),
         "tokenizer": asset,
         "context": context,
         "special_tokens": config.special_tokens,

@@ -5,7 +5,9 @@ The one place that prints, and where errors become exit codes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -47,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return INTERRUPTED
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "allocate" not in str(error):
+                raise
+            _complain(_out_of_memory(error), as_json=as_json)
+            return 1
         except BrokenPipeError:
             sys.stderr.close()
             return 1
@@ -64,7 +71,7 @@ def _run(words: list[str], interrupts: Interrupts, *, as_json: bool) -> int:
     if config.show_config:
         print(settings.to_yaml(config), end="")
         return 0
-    with Progress(quiet=as_json) as progress:
+    with Progress(quiet=as_json, check=interrupts.check) as progress:
         answer = run(config, Context(progress=progress, interrupts=interrupts))
     print(json.dumps(answer.value, ensure_ascii=False, default=str) if as_json else answer.text)
     return answer.code
@@ -74,7 +81,14 @@ def parse(cls: Any, words: Sequence[str], *, prog: str) -> Any:
     """Build a verb's config from flags, and from the file ``--config`` names where flags are silent."""
     file = _option(words, "--config")
     default = None if file is None else _from_file(cls, Path(file))
-    return tyro.cli(cls, args=list(words), prog=prog, default=default)
+    if "--json" not in words or {"-h", "--help"} & set(words):
+        return tyro.cli(cls, args=list(words), prog=prog, default=default)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return tyro.cli(cls, args=list(words), prog=prog, default=default)
+    except SystemExit as end:
+        raise UsageError(f"{prog}: {' '.join(said.getvalue().split())}") from end
 
 
 def _option(words: Sequence[str], name: str) -> str | None:
@@ -126,6 +140,15 @@ def _complain(error: ActlakeError, *, as_json: bool) -> None:
         print(json.dumps({"error": error.to_json()}, ensure_ascii=False, default=str))
     else:
         print(f"actlake: {error}", file=sys.stderr)
+
+
+def _out_of_memory(error: Exception) -> ActlakeError:
+    first = (str(error).strip() or "no more memory").splitlines()[0]
+    return ActlakeError(
+        f"the machine ran out of memory ({first[:160]}). What was committed before stands. Ask for less: a smaller "
+        "--batch, --batch-rows, --window-rows or --latents.",
+        kind="out-of-memory",
+    )
 
 
 def _overview() -> str:

@@ -69,13 +69,20 @@ class Verb:
             if value is MISSING:
                 continue
             try:
-                object.__setattr__(self, name, fitted(declared, value))
+                object.__setattr__(self, name, _given(fitted(declared, value)))
             except ValueError as error:
                 raise UsageError(
                     f"{type(self).__name__.lower()} has the setting {name}: {value!r}, which does not fit "
                     f"({error}). Nothing was started. `actlake VERB --help` shows what it takes.",
                     kind="bad-config",
                 ) from error
+
+
+def _given(value: Any) -> Any:
+    if value == "" or (isinstance(value, tuple) and "" in value):
+        msg = "it is empty"  # an empty path would mean the current folder
+        raise ValueError(msg)
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +126,7 @@ class Ingest(Verb):
     out: str | None = None
     """Store to make or complete."""
     into: str | None = None
-    """Store to add a group of columns to, over its rows; needs --group."""
+    """Store to add a group of columns to, over its rows; needs --group, takes no flags about rows."""
     model: str | None = None
     """Folder or hub id of a Hugging Face model."""
     corpus: tuple[str, ...] = ()
@@ -130,8 +137,8 @@ class Ingest(Verb):
     """Rows to take at most."""
     sites: Names = ("@50%",)
     """Site names, sets blocks.{3,5}.resid_post, blocks.*.attn.z, or @50%."""
-    group: str = "acts"
-    """Name of the group to write."""
+    group: str | None = None
+    """Name of the group to write; default: acts."""
     context: int | None = None
     """Tokens of a sequence, special ones included; default: min(256, the model's positions)."""
     batch: int = 32
@@ -213,7 +220,7 @@ class Eval(Verb):
     site: str | None = None
     """Column; default: the one it was trained on."""
     split: str = "test"
-    """Split to evaluate on; all takes every row."""
+    """Split to evaluate on; all takes every document."""
     out: str | None = None
     """Folder that gets results/; default: where the dictionary's result is."""
 

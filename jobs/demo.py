@@ -16,7 +16,7 @@ from ingest.sources import SOURCES
 from jobs.config import Demo, to_yaml
 from jobs.dictionaries import TrainConfig
 from jobs.dictionaries.run import evaluate_on, figures, train_on
-from jobs.errors import JobError
+from jobs.errors import JobError, UsageError
 from jobs.features import ContextsConfig, encode, telling, top_passages
 from jobs.feed import StoreFeed, usual_rows
 from jobs.interrupts import Interrupts
@@ -69,6 +69,12 @@ def demo(config: Demo, *, progress: Progress, interrupts: Interrupts) -> Outcome
     """Run (or complete) the demo in ``config.out``."""
     began = time.monotonic()
     out = Path(config.out)
+    if len(config.latents) != 1 or len(config.k) != 1:
+        raise UsageError(
+            f"the demo trains one dictionary; asked for latents {list(config.latents)} and k {list(config.k)}. "
+            "Nothing was started. `actlake train` takes grids."
+        )
+    TrainConfig(variant=_variant(config), steps=1, batch_rows=config.batch_rows)
     _claim(out, config)
     ingested, results = _ingest(config, out, progress)
     site = f"acts:{ingested.sites[0]}"
@@ -176,12 +182,17 @@ def _held_out(store: Store) -> str:
     )
 
 
+def _variant(config: Demo) -> dict[str, Any]:
+    return {"kind": "batch_topk", "latents": config.latents[0], "k": config.k[0]}
+
+
 def _train_config(config: Demo, store: Store, site: str) -> TrainConfig:
-    variant = {"kind": "batch_topk", "latents": config.latents[0], "k": config.k[0]}
     feed = StoreFeed(store, site, 1, config.seed, usual_rows("train"))
     batch_rows = min(config.batch_rows, feed.rows)
     steps = max(1, feed.rows * config.epochs // batch_rows)
-    return TrainConfig(variant=variant, steps=steps, batch_rows=batch_rows, seed=config.seed)
+    return TrainConfig(
+        variant=_variant(config), steps=steps, batch_rows=batch_rows, seed=config.seed
+    )
 
 
 def _contexts(store: Store, out: Path, rows: int) -> Result:

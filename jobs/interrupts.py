@@ -22,15 +22,19 @@ class Interrupts:
         self._deferred = False
 
     def asked(self) -> bool:
-        """Return whether a signal arrived while deferred."""
+        """Return whether a signal arrived."""
         return self._asked
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        if self._deferred and not self._asked:
-            self._asked = True
-            return
-        raise KeyboardInterrupt
+        again, self._asked = self._asked, True
+        if not self._deferred or again:
+            raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise where a signal came and its exception was lost, as one raised in a finalizer is."""
+        if self._asked and not self._deferred:
+            raise KeyboardInterrupt
 
     @contextmanager
     def installed(self) -> Iterator[Interrupts]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,10 +18,13 @@ class Progress:
     ----------
     quiet
         Show nothing (``--json``).
+    check
+        Called at every step, to end a run from a safe place.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, check: Callable[[], None] = lambda: None) -> None:
         self._quiet = quiet
+        self._check = check
         self._live: Any = None
         self._tasks: dict[str, Any] = {}
         self._began: dict[str, tuple[float, int]] = {}
@@ -56,6 +60,7 @@ class Progress:
         self, phase: str, done: int, total: int | None, note: str = "", unit: str = "rows"
     ) -> None:
         """Say that ``done`` of ``total`` rows (or another unit) of a phase are done."""
+        self._check()
         if self._quiet:
             return
         now = time.monotonic()

@@ -35,6 +35,14 @@ class Context:
     interrupts: Interrupts
 
 
+DEFAULT_GROUP = "acts"
+_ABOUT_ROWS = (
+    *("corpus", "source", "rows", "context", "part_rows", "text", "special_tokens", "text_field"),
+    *("name_field", "order_seed", "split_seed"),
+)
+"""Settings of ingest that decide rows, which --into finds made."""
+
+
 def _demo(config: settings.Demo, context: Context) -> Answer:
     from jobs.demo import demo
 
@@ -58,18 +66,23 @@ def _ingest(config: settings.Ingest, context: Context) -> Answer:
             "say either --out STORE (make one) or --into STORE (add a group to one). "
             "Nothing was started."
         )
+    _check_into(config)
     source = None if config.into else _source(config)
     if source is not None and hasattr(source, "block"):
         tokens = _tokens_config(config, source, TokensConfig)
         summary = ingest_vectors(
-            str(config.out), tokens, config.group, runtime=runtime, progress=context.progress
+            str(config.out),
+            tokens,
+            config.group or DEFAULT_GROUP,
+            runtime=runtime,
+            progress=context.progress,
         )
     else:
         if config.model is None:
             raise UsageError(
                 "--model says which model to run: a folder or a hub id. Nothing was started."
             )
-        harvest = _part_of(config, HarvestConfig)
+        harvest = _part_of(config, HarvestConfig, group=config.group or DEFAULT_GROUP)
         if config.into is not None:
             summary = ingest_into(config.into, harvest, runtime=runtime, progress=context.progress)
         else:
@@ -83,6 +96,23 @@ def _ingest(config: settings.Ingest, context: Context) -> Answer:
         f"rows in {summary.parts} parts ({summary.new_rows:,} new in {summary.seconds:.1f} s{rate})"
     )
     return Answer(summary.to_json(), text)
+
+
+def _check_into(config: settings.Ingest) -> None:
+    """Refuse what would be ignored, and a store that ends with this process."""
+    if str(config.out or "").startswith("memory://"):
+        raise UsageError(
+            f"{config.out} lives as long as this process. Nothing was started. Give a folder."
+        )
+    if config.into is None:
+        return
+    usual = settings.Ingest()
+    given = [name for name in _ABOUT_ROWS if getattr(config, name) != getattr(usual, name)]
+    if given or config.group is None:
+        about = f"it takes no {', '.join(given)}" if given else "it needs --group NAME"
+        raise UsageError(
+            f"--into adds a group over the rows that are there: {about}. Nothing was started.",
+        )
 
 
 def _runtime(name: str) -> Any:
@@ -323,6 +353,8 @@ def _report(config: settings.ReportOn, _context: Context) -> Answer:
     from jobs.summary import summarize
     from store import open as open_store
 
+    if not config.results:
+        raise UsageError("say which results to draw: DIR/results/… Nothing was started.")
     results = [Result.open(path) for path in config.results]
     summary = summarize(open_store(config.on)) if config.on else {}
     page = render(results, summary, Path(config.out))

@@ -202,11 +202,17 @@ def declare_group(storage: Storage, store_id: str, group: Group) -> Group:
         raise ConflictError(
             f"group {group.name!r} of {storage.url} was made by another recipe; they differ in "
             f"{', '.join(differences(held.to_json(), group.to_json())) or 'form'}. Nothing was written "
-            "and the group stands as it was. Use another group name (--group), or the same settings.",
+            f"and the group stands as it was. {_instead(group.name)}",
             kind="group-recipe",
             group=group.name,
         )
     return held
+
+
+def _instead(group: str) -> str:
+    if group == "tokens":
+        return "A store has one set of rows: use the same settings, or another store (--out)."
+    return "Use another group name (--group), or the same settings."
 
 
 def differences(held: Any, asked: Any, path: str = "") -> list[str]:

@@ -240,6 +240,13 @@ def _verify_records(store: Store, report: Report) -> None:
         if exists(storage, f"assets/{asset}/{MANIFEST}"):
             files = _guard(report, get_asset, storage, asset)
             report.checked_bytes += sum(map(len, (files or {}).values()))
+    for group in (_guard(report, _names, store) and store.groups.values()) or ():
+        for name in ("tokenizer", "dictionary", "truth"):
+            asset = str(group.recipe.get(name) or "")
+            if re.fullmatch(r"[0-9a-f]{64}", asset) and not exists(
+                storage, f"assets/{asset}/{MANIFEST}"
+            ):
+                _guard(report, get_asset, storage, asset)
 
 
 def _orphans(view: View, groups: Sequence[str]) -> Iterator[str]:

@@ -22,7 +22,7 @@ PUBLIC: dict[str, list[str]] = {
     "ingest": [],
     "ingest.models": [
         "ADAPTERS", "Anatomy", "AttentionSpec", "HookedModel", "LoadedModel", "ModelAdapter",
-        "Rotary", "SiteInfo", "Tap", "adapt", "attend", "bundled", "hardware_class", "load",
+        "Rotary", "SiteInfo", "Tap", "adapt", "attend", "bundled", "check_device", "hardware_class", "load",
         "merge", "provenance", "resolve_dtype", "resolve_sites", "rotate",
     ],
     "ingest.sources": ["SOURCES"],

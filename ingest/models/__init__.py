@@ -11,7 +11,7 @@ from ingest.models.contract import (
     SiteInfo,
     Tap,
 )
-from ingest.models.dtypes import hardware_class, provenance, resolve_dtype
+from ingest.models.dtypes import check_device, hardware_class, provenance, resolve_dtype
 from ingest.models.files import bundled
 from ingest.models.hooks import HookedModel, adapt
 from ingest.models.load import load
@@ -30,6 +30,7 @@ __all__ = [
     "adapt",
     "attend",
     "bundled",
+    "check_device",
     "hardware_class",
     "load",
     "merge",

@@ -51,6 +51,28 @@ def resolve_dtype(
     return "bfloat16" if native else "float32", stored or "bfloat16"
 
 
+def check_device(device: str | torch.device) -> torch.device:
+    """Return a device that is there: ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    ModelError
+        ``missing-device``.
+    """
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        place = torch.device("meta")
+    there = torch.cuda.device_count()
+    if place.type == "cpu" or (place.type == "cuda" and (place.index or 0) < there):
+        return place
+    raise ModelError(
+        f"device {str(device)!r} was asked for; here are cpu and {there} CUDA devices. Nothing was loaded. Use "
+        "--device cpu, or run where the device is.",
+        kind="missing-device",
+    )
+
+
 def provenance(loaded: LoadedModel) -> dict[str, str | int]:
     """Return what besides the recipe decides the bits of captured values.
 

@@ -14,7 +14,7 @@ import torch
 
 from ingest.errors import ModelError
 from ingest.models.contract import LoadedModel
-from ingest.models.dtypes import resolve_dtype
+from ingest.models.dtypes import check_device, resolve_dtype
 from ingest.models.files import (
     Checkpoint,
     check_tokenizer,
@@ -64,7 +64,7 @@ def load(
         ``model-not-found``, ``model-broken``, ``unsupported-family``, ``missing-package``,
         ``tokenizer-missing``, ``missing-device``, ``unknown-dtype``. Nothing stays in memory.
     """
-    place = _device(device)
+    place = check_device(device)
     compute, _ = resolve_dtype(dtype, device=place)
     with quiet():
         folder, commit = locate(model, revision)
@@ -88,20 +88,6 @@ def load(
         attn_implementation=str(network.config._attn_implementation),
         revision=commit,
     )
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f"there is no device called {device!r}.", kind="missing-device") from error
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
-            f"device {str(place)!r} was asked for; {torch.cuda.device_count()} CUDA devices were "
-            "found. Nothing was loaded. Use --device cpu, or run where the device is.",
-            kind="missing-device",
-        )
-    return place
 
 
 @contextmanager

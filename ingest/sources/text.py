@@ -30,8 +30,11 @@ class Text:
     """Where set, documents come in the order of sha256("seed/name"), else sorted by name."""
 
     def inputs(self) -> Mapping[str, str]:
-        """Return the sha256 of every file."""
-        return file_hashes(find_files(self.paths, ENDINGS))
+        """Return the sha256 of every file; one that is not UTF-8 is refused here, before a store is made."""
+        files = find_files(self.paths, ENDINGS)
+        for name, path in files:
+            decoded(name, file_bytes(name, path))
+        return file_hashes(files)
 
     def documents(self) -> Iterator[SourceDocument]:
         """Yield one document a file."""

@@ -44,7 +44,8 @@ class Calibration:
 def calibrate(feed: Feed, cfg: TrainConfig) -> Calibration:
     """Measure the feed's first rows (at most one epoch); sums are float64.
 
-    Deviates from the plain mean where rows are all zero or all equal: scale or variance are then 1.
+    Where rows are all zero or all equal, scale or variance are 1. Rows that are not finite make the scale
+    NaN; see ``non_finite_rows``.
     """
     square, total_D, seen = 0.0, torch.zeros(feed.width, dtype=torch.float64), 0
     sample: list[Tensor] = []
@@ -56,6 +57,8 @@ def calibrate(feed: Feed, cfg: TrainConfig) -> Calibration:
         total_D += x_RD.sum(dim=0, dtype=torch.float64)
         seen += len(x_RD)
     mean_square = square / seen
+    if not math.isfinite(mean_square):
+        return Calibration(math.nan, 1.0, math.nan, seen, total_D.float())
     variance = mean_square - float((total_D / seen).square().sum())
     sample_RD = torch.cat(sample)
     return Calibration(
@@ -65,6 +68,18 @@ def calibrate(feed: Feed, cfg: TrainConfig) -> Calibration:
         rows=seen,
         median=geometric_median(sample_RD),
     )
+
+
+def non_finite_rows(feed: Feed, cfg: TrainConfig) -> list[int]:
+    """Return the ids of the rows ``calibrate`` reads that hold a NaN or an infinity."""
+    bad: list[int] = []
+    seen = 0
+    for row_ids, x_RD in feed.batches(0):
+        bad += row_ids[~torch.isfinite(x_RD).all(dim=1)].tolist()
+        seen += len(x_RD)
+        if seen >= min(cfg.scale_rows, feed.rows):
+            break
+    return bad
 
 
 def first_rows(feed: Feed, rows: int) -> Iterator[Tensor]:

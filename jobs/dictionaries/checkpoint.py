@@ -62,6 +62,11 @@ class Checkpoints:
         for old in self._names()[:-KEPT]:
             shutil.rmtree(self._folder / old)
 
+    def clear(self) -> None:
+        """Remove every checkpoint, whatever its recipe."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
     def _names(self) -> list[str]:
         if self._folder is None or not self._folder.is_dir():
             return []

@@ -75,6 +75,7 @@ class Learner:
         if math.isfinite(value):
             loss.backward()  # type: ignore[no-untyped-call]
             norm = self.optimizer.step(lr)
+        if math.isfinite(norm):
             self._note(forward)
         return self._report(forward, value, lr, norm)
 

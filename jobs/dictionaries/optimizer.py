@@ -9,6 +9,8 @@ Dimensions: L latents, D width.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -31,11 +33,17 @@ class UnitAdam:
 
     @torch.no_grad()
     def step(self, lr: float) -> float:
-        """Apply the gradients and clear them; returns the norm they had after the projection."""
+        """Apply the gradients and clear them; returns the norm they had after the projection.
+
+        A norm that is not finite leaves weights and moments as they were.
+        """
         gradients = [p.grad for p in self._named.values() if p.grad is not None]
         if self._unit_LD.grad is not None:
             project_(self._unit_LD.grad, self._unit_LD)
         norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
+        if not math.isfinite(norm):
+            self._adam.zero_grad(set_to_none=True)
+            return norm
         if norm > self._clip_norm:
             torch._foreach_mul_(gradients, self._clip_norm / norm)
         for group in self._adam.param_groups:

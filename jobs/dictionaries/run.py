@@ -17,12 +17,15 @@ from jobs.codebook import Codebook
 from jobs.dictionaries.contract import TrainConfig
 from jobs.dictionaries.evaluate import EvalPartial, EvalResult, finalize, massive_norm_of
 from jobs.dictionaries.train import train
+from jobs.errors import RefusedError
 from jobs.feed import Condition, StoreFeed, blocks, usual_rows
 from jobs.results import Result
 from jobs.run import map_merge
 from jobs.runtimes.in_process import InProcess
 from store import Store, StoreError
 from store import open as open_store
+from store.tokens import FLAG_SPECIAL
+from store.windows import free_memory_bytes
 
 Log = Callable[[dict[str, Any]], None]
 CURVE_POINTS = 100
@@ -55,6 +58,7 @@ def train_on(
     KeyboardInterrupt
         ``should_stop`` said so; the run goes on from its checkpoint when asked again.
     """
+    check_memory(store, site, config)
     feed = StoreFeed(store, site, config.batch_rows, config.seed, usual_rows(split), window_rows)
     described = {
         "site": site,
@@ -78,7 +82,7 @@ def train_on(
         trained = train(
             feed,
             config,
-            out=result.path / "checkpoints",
+            out=result.path,
             log=note,
             should_stop=should_stop,
             log_every=max(1, config.steps // CURVE_POINTS),
@@ -97,6 +101,23 @@ def train_on(
         for name, data in book.to_bytes().items():
             result.write_file(name, data)
     return book, result
+
+
+def check_memory(store: Store, site: str, config: TrainConfig) -> None:
+    """Raise ``over-budget`` where a dictionary cannot fit the memory that is free.
+
+    Counts two weight matrices with gradients and two moments each, float32, and one batch.
+    """
+    width = int(np.prod(store.column(site).shape))
+    latents = config.build_variant().latents
+    need = 2 * 4 * 4 * width * latents + 4 * width * config.batch_rows
+    free = free_memory_bytes()
+    if need > free:
+        raise RefusedError(
+            f"a dictionary of {latents:,} latents on width {width} needs at least {need / 1e9:,.1f} GB to train; "
+            f"{free / 1e9:,.1f} GB are free. Nothing was written. Use fewer --latents, or another machine.",
+            kind="over-budget",
+        )
 
 
 def _settled_window(result: Result, feed: StoreFeed) -> int:
@@ -118,14 +139,8 @@ def pin_of(store: Store, site: str) -> str:
 
 
 def curve(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the training curve as columns; what a step did not report is NaN or 0."""
-    seconds = np.cumsum([0.0, *np.diff([entry["rows"] for entry in history])])
-    rates = np.array([entry["rows_per_second"] for entry in history])
-    first = history[0]["rows"] if history else 0
-    columns: dict[str, Any] = {
-        name: [entry.get(name, np.nan) for entry in history] for name in CURVE if name != "seconds"
-    }
-    columns["seconds"] = (seconds + first) / np.maximum(rates, 1e-9)
+    """Return the training curve as columns."""
+    columns = {name: [entry[name] for entry in history] for name in CURVE}
     return {
         name: np.array(columns[name], np.int64 if name in {"step", "rows", "dead"} else np.float64)
         for name in CURVE
@@ -160,13 +175,14 @@ def evaluate_on(
     -------
     The result: tables ``summary`` (see ``figures``), ``latents`` (density) and ``positions``.
     """
-    where = usual_rows(split)
+    ordinary = usual_rows(split)
+    where = [condition for condition in ordinary if condition[0] == "split"]
     group = store.view.resolve(site)[0].name
     described = {"site": site, "split": split, "dictionary": book.sha}
     result = Result.create(out, "eval", described, store=store.id, pin=pin_of(store, site))
     if not result.done:
         with result:
-            massive = massive_norm_of(book, first_rows(store, site, where))
+            massive = massive_norm_of(book, first_rows(store, site, ordinary))
             make = partial(EvaluationWorker, store.url, site, where, book, massive)
             parts = list(store.view.parts(group))
             merged = map_merge(runtime or InProcess(), make, parts, progress=progress)
@@ -190,10 +206,12 @@ class EvaluationWorker:
         """Return the part's share, or None where no row of it counts."""
         share: EvalPartial | None = None
         for block in blocks(
-            self._store, self._site, where=self._where, extra=["pos"], parts=[part]
+            self._store, self._site, where=self._where, extra=["pos", "flags"], parts=[part]
         ):
             share = share or EvalPartial.empty(self._book.latents, block.x.shape[1])
-            share.update(self._book, (block.x, block.tokens["pos"]), massive_norm=self._massive)
+            special = (block.tokens["flags"] & FLAG_SPECIAL) > 0
+            rows = (block.x, block.tokens["pos"], special)
+            share.update(self._book, rows, massive_norm=self._massive)
         return share
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jobs.codebook import Codebook, CodeOps
-from jobs.dictionaries.calibration import calibrate, calibrate_threshold
+from jobs.dictionaries.calibration import calibrate, calibrate_threshold, non_finite_rows
 from jobs.dictionaries.checkpoint import Checkpoints
 from jobs.dictionaries.contract import Feed, TrainConfig
 from jobs.dictionaries.learner import Learner, StepReport, resolve_precision
@@ -63,7 +64,7 @@ def train(
         Called with each entry of the history: step, rows, loss, fvu, l0, dead, lr, gradient_norm, threshold,
         seconds, rows_per_second, seconds_left.
     resume
-        Take up the newest checkpoint in ``out``; otherwise start afresh over it.
+        Take up the newest checkpoint in ``out``; with false, remove what is there and start afresh.
     should_stop
         Asked after every step; true ends the run after a checkpoint, with ``finished`` false and a
         threshold set on few rows.
@@ -114,8 +115,13 @@ def _begin(
 ) -> tuple[Learner, list[dict[str, Any]]]:
     kept = saves.latest() if resume else None
     if kept is None:
+        saves.clear()
         precision = resolve_precision(cfg.precision, device)
         calibration = calibrate(feed, cfg)
+        if not math.isfinite(calibration.scale):
+            raise _bad_rows(
+                saves, non_finite_rows(feed, cfg), "the input scale could not be measured"
+            )
         return Learner(cfg, calibration, precision=precision, device=device, ops=ops), []
     tensors, state = kept
     learner = Learner.restore(cfg, tensors, state["learner"], device=device, ops=ops)
@@ -133,11 +139,9 @@ def _freeze(
     cfg, scale = learner.cfg, learner.calibration.scale
     k = cfg.build_variant().k
     ema = learner.threshold / scale
-    rows = (
-        cfg.threshold_rows
-        if finished
-        else min(cfg.threshold_rows, STOPPED_BATCHES * cfg.batch_rows)
-    )
+    rows = cfg.threshold_rows
+    if not finished:
+        rows = min(rows, STOPPED_BATCHES * cfg.batch_rows)
     threshold = calibrate_threshold(learner.codebook(0.0), feed, k=k, rows=rows, guess=ema)
     state = {**learner.scalars(), "finished": finished, "threshold_ema": ema}
     state["threshold"] = threshold
@@ -194,15 +198,29 @@ def _diverged(
     """Name the rows that are not finite, or all rows of the batch where every row is."""
     bad_R = ~torch.isfinite(x_RD).all(dim=1)
     named = (row_ids[bad_R.cpu()] if bool(bad_R.any()) else row_ids).tolist()
-    why = "rows that are not finite" if bool(bad_R.any()) else "finite rows"
-    path = saves.report_rows(learner.step, named, why)
-    shown = ", ".join(map(str, named[:NAMED_ROWS])) + (", …" if len(named) > NAMED_ROWS else "")
+    kind = "rows that are not finite" if bool(bad_R.any()) else "finite rows"
+    what = (
+        f"step {learner.step} gave loss {report.loss:g} and gradient norm {report.gradient_norm:g}"
+    )
+    return _bad_rows(saves, named, what, step=learner.step, kind=kind)
+
+
+def _bad_rows(
+    saves: Checkpoints,
+    row_ids: list[int],
+    what: str,
+    *,
+    step: int = 0,
+    kind: str = "rows that are not finite",
+) -> DivergedError:
+    path = saves.report_rows(step, row_ids, kind)
+    more = ", …" if len(row_ids) > NAMED_ROWS else ""
+    shown = ", ".join(map(str, row_ids[:NAMED_ROWS])) + more
     return DivergedError(
-        f"step {learner.step} gave loss {report.loss:g} and gradient norm {report.gradient_norm:g} on"
-        f" {len(named)} {why}: {shown} ({path or 'no folder to list them in'}). The last checkpoint"
-        " stands. Leave those rows out, or lower the learning rate.",
-        step=learner.step,
-        row_ids=named[:NAMED_ROWS],
+        f"{what} on {len(row_ids)} {kind}: {shown} ({path or 'no folder to list them in'}). The last"
+        " checkpoint stands. Leave those rows out, or lower the learning rate.",
+        step=step,
+        row_ids=row_ids[:NAMED_ROWS],
     )
 
 

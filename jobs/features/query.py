@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 _FIXED = ("tokens", "sequences", "documents", "document_parts")
 _BLOCK_ROWS = 4096
+_FOREIGN = re.compile(r"\b((?:read|scan)_\w+)\s*\(", re.I)
 _READS = re.compile(
     r"(?:\s|\(|--[^\n]*(?:\n|$)|/\*.*?\*/)*(?:select|with|from|values|explain|show|table|describe)\b",
     re.IGNORECASE | re.DOTALL,
@@ -77,6 +78,8 @@ def query(store: Store, sql: str) -> pl.DataFrame:
     names = table_names(store)
     if not _READS.match(sql):
         raise _bad_sql("a query starts with SELECT, WITH, FROM, VALUES, EXPLAIN or SHOW", names)
+    if foreign := _FOREIGN.search(sql):
+        raise _bad_sql(f"{foreign[1]} would read files outside the store", names)
     used = [name for name in names if re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", sql)]
     context = pl.SQLContext({name: frame(store, name) for name in used})
     try:

@@ -71,8 +71,3 @@ def template(tmp_path_factory, corpus, model) -> Path:
     words += ["--context", "32", "--part-rows", "512", "--dtype", "bfloat16", "--json"]
     assert cli.main([str(word) for word in words]) == 0
     return url
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Return every file below a folder with its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

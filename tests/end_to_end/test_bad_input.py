@@ -146,6 +146,21 @@ CASES = [
     Case("source unknown", "unknown-name", ["ingest", "--source", "tape", "--out", "{tmp}/new"],
          says=["synthetic", "jsonl"]),
     Case("neither out nor into", "usage", INGEST, says=["--out", "--into"], code=2),
+    Case("device unknown", "missing-device", [*NEW, "--device", "foo"], says=["foo", "cpu"]),
+    Case("batch beyond memory", "over-budget", [*NEW, "--batch", "1000000000"], says=["GB"], code=3),
+    Case("latents beyond memory", "over-budget", ["64", "1G", *TRAIN], says=["GB"], code=3),
+    Case("empty name", "bad-config", [*INGEST, "--out", ""], says=["out"], code=2),
+    Case("flags that into ignores", "usage",
+         ["ingest", "--into", "{url}", "--model", "{model}", "--group", "g", "--rows", "3"],
+         says=["rows"], code=2),
+    Case("into without a group", "usage", ["ingest", "--into", "{url}", "--model", "{model}"],
+         says=["--group"], code=2),
+    Case("a store that would not last", "usage", ["{tmp}/new", "memory://x", *NEW], code=2),
+    Case("demo grid", "usage", ["demo", "--k", "2,3", "--out", "{tmp}/new"], says=["k"], code=2),
+    Case("demo k too large", "k-too-large",
+         ["demo", "--latents", "8", "--k", "9", "--out", "{tmp}/new"], says=["9"]),
+    Case("sql reads other files", "bad-sql", ["query", "{url}", "SELECT * FROM read_csv('/etc/passwd')"],
+         says=["read_csv"]),
     Case("sql nonsense", "bad-sql", ["query", "{url}", "SELEC row FORM tokens"], says=["tokens"]),
     Case("config unknown", "bad-config", ["train", "--config", "{tmp}/c.yaml"],
          spoil=lambda s: _write(s.tmp / "c.yaml", "latent: 4"), says=["latent"], code=2),
@@ -159,7 +174,7 @@ class Scene:
     def fill(self, words):
         """Put paths in; two words before a command replace one of its words by another."""
         names = {"tmp": self.tmp, "url": self.url, "model": self.model, "corpus": self.corpus}
-        verbs = {"ingest", "train", "encode", "inspect", "query", "brew"}
+        verbs = {"ingest", "train", "encode", "inspect", "query", "brew", "demo"}
         if words[0] not in verbs:
             old, new, *rest = words
             words = [new if word == old else word for word in rest]
@@ -292,3 +307,32 @@ def test_a_disk_that_says_no_below_the_adapter(monkeypatch, scene, front_door, n
     after = _tree(scene.url)
     assert {name: after[name] for name in before} == before
     assert store.verify(store.open(scene.url)).ok
+
+
+def test_usage_errors_speak_json_too(front_door):
+    code, out, _ = front_door("train", "--json")
+    assert code == 2
+    assert json.loads(out)["error"]["kind"] == "usage"
+
+
+def test_an_undecodable_file_among_good_ones_is_refused_before_a_store_is_made(
+    tmp_path, model, front_door
+):
+    _write(tmp_path / "c" / "a.txt", "some good words " * 50)
+    _write(tmp_path / "c" / "b.txt", b"caf\xe9")
+    words = [
+        "--model",
+        model,
+        "--corpus",
+        tmp_path / "c",
+        "--out",
+        tmp_path / "s",
+        "--context",
+        "32",
+    ]
+    code, _, err = front_door("ingest", *words)
+    assert code == 1
+    assert "corpus-undecodable" in err
+    assert not (tmp_path / "s").exists()
+    _write(tmp_path / "c" / "b.txt", "now good too")
+    assert front_door("ingest", *words)[0] == 0

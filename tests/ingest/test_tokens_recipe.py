@@ -51,7 +51,7 @@ def silent(*_):
 
 def recipe(folder, **options):
     source = Text(paths=(str(folder),), **options)
-    return tokens_recipe(TokensConfig(source=source), source, 16, "asset")
+    return tokens_recipe(TokensConfig(source=source), source.inputs(), 16, "asset")
 
 
 def test_a_recipe_is_of_contents_not_of_places(tmp_path):

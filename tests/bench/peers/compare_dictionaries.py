@@ -8,7 +8,7 @@ environment of its own, made by ``venv`` and pip from the package index on the f
 torchvision: the one it draws in does not fit that torch). For every seed ours and theirs take turns, BatchTopK
 and TopK, with equal rows, order, steps, k, and threads; ours with the default recipe, theirs with the
 library's defaults (warm-up cut to 5 % of the run where 1000 steps would not fit, decay over the last 20 %, rows
-scaled to unit mean square) and, with ``--peer-lr``, with other learning rates too.
+scaled to unit mean square) or, with ``--peer-lr`` and ``--peer-warmup``, with other rates and warm-ups.
 
 Every dictionary is scored by one function on the held-out rows, FVU about their mean: at its own inference
 threshold, at a threshold set on training rows so that L0 is k, and for TopK dictionaries with the k largest
@@ -117,7 +117,7 @@ def peer_spec(cfg: TrainConfig, arguments: argparse.Namespace, width: int) -> di
         "steps": cfg.steps,
         "batch_rows": cfg.batch_rows,
         "seed": cfg.seed,
-        "warmup_steps": min(1000, cfg.steps // 20),
+        "warmup_steps": min(1000, int(arguments.peer_warmup * cfg.steps)),
         "decay_start": int(0.8 * cfg.steps),
         "threshold_start_step": min(1000, cfg.steps // 2),
         "threads": arguments.threads,
@@ -244,6 +244,9 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[None],
         help="their rates; the word default stands for their own rule",
+    )
+    parser.add_argument(
+        "--peer-warmup", type=float, default=0.05, help="share of the run, at most 1000 steps"
     )
     return parser.parse_args(words)
 

@@ -56,7 +56,7 @@ def test_our_dictionaries_explain_as_much_as_the_peers(script, tmp_path, capsys)
     for name, rows, seed in [("train", 40_000, 1), ("held_out", 5_000, 2)]:
         np.save(tmp_path / f"{name}.npy", planted(rows, seed))
     words = f"--train {tmp_path}/train.npy --held-out {tmp_path}/held_out.npy --out {tmp_path}/out"
-    sizes = "--latents 192 --k 4 --batch-rows 512 --epochs 5 --seeds 1 --lr 2e-3 --peer-lr 2e-3"
+    sizes = "--latents 192 --k 4 --batch-rows 512 --epochs 5 --seeds 1 --lr 2e-3 --peer-lr 2e-3 --peer-warmup 0.25"
     script.main([*words.split(), "--env", str(tmp_path / "env"), *sizes.split()])
     records = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert "dictionary_learning" in capsys.readouterr().out

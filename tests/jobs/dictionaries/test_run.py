@@ -49,6 +49,7 @@ def test_stopping_at_any_step_changes_nothing(opened, tmp_path):
         assert resumed.to_bytes() == whole.to_bytes()
         curves = [np.asarray(r.table("curve")["fvu"]) for r in (result, again)]
         assert np.array_equal(curves[0][-5:], curves[1][-5:])
+        assert (np.diff(again.table("curve")["seconds"]) > 0).all()
 
 
 def test_a_finished_run_is_not_run_again(opened, tmp_path):

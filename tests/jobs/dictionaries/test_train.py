@@ -12,7 +12,7 @@ import torch
 from jobs.dictionaries import schedule
 from jobs.dictionaries.calibration import calibrate, calibrate_threshold, geometric_median
 from jobs.dictionaries.contract import VARIANTS, ArrayFeed, TrainConfig, derive_seed
-from jobs.dictionaries.learner import resolve_precision
+from jobs.dictionaries.learner import Learner, resolve_precision
 from jobs.dictionaries.train import train
 from jobs.errors import DivergedError, JobError
 from store.errors import ConflictError, InvalidInputError
@@ -132,6 +132,15 @@ def test_without_resume_a_run_starts_afresh(small_run, tmp_path):
     assert again.codebook.sha == done.codebook.sha
 
 
+def test_a_run_started_afresh_is_not_taken_up_from_the_one_before(small_run, tmp_path):
+    feed, cfg = small_run()
+    train(feed, cfg, out=tmp_path)
+    train(feed, cfg, out=tmp_path, resume=False, should_stop=after(4))
+    told = []
+    train(feed, cfg, out=tmp_path, log=told.append, log_every=1)
+    assert [entry["step"] for entry in told] == list(range(5, cfg.steps + 1))
+
+
 CHANGES = {
     "another k": {"variant": {"k": 5}},
     "another rate": {"lr": 1e-4},
@@ -171,6 +180,31 @@ def test_rows_that_are_not_finite_stop_the_run_and_are_named(value, small_run, t
     assert listed["step"] == 3
     assert sorted(listed["row_ids"]) == sorted(used_later)
     assert (tmp_path / "checkpoints" / "step-000000003").is_dir()
+
+
+def test_rows_that_are_not_finite_are_named_before_the_first_step_where_they_spoil_the_scale(
+    small_run, tmp_path
+):
+    feed, cfg = small_run()
+    feed.x[[7, 310], 0] = float("nan")
+    with pytest.raises(DivergedError, match="scale") as caught:
+        train(feed, cfg, out=tmp_path)
+    assert sorted(caught.value.where["row_ids"]) == [7, 310]
+    assert sorted(json.loads((tmp_path / "diverged.json").read_bytes())["row_ids"]) == [7, 310]
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(small_run):
+    feed, cfg = small_run()
+    learner = Learner(cfg, calibrate(feed, cfg), precision="float32")
+    batches = feed.batches(0)
+    learner.learn(next(batches)[1])
+    before = {name: tensor.clone() for name, tensor in learner.tensors().items()}
+    learner.dictionary.b_enc_L.register_hook(lambda grad: grad * float("nan"))
+    report = learner.learn(next(batches)[1])
+    assert not report.finite
+    assert np.isfinite(report.loss)
+    assert learner.step == 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in learner.tensors().items())
 
 
 def test_a_rate_that_blows_up_names_the_batch(small_run, tmp_path):
