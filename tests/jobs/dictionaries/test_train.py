@@ -312,7 +312,7 @@ def test_the_rate_rises_holds_and_falls_to_zero():
 def test_short_runs_get_higher_rates_and_faster_moments_and_long_ones_the_published_rule():
     assert schedule.peak_lr(config(steps=30_000)) == pytest.approx(2e-4)
     assert schedule.peak_lr(config(steps=10**6)) == pytest.approx(2e-4)
-    assert schedule.peak_lr(config(steps=3000)) == pytest.approx(2e-4 * 10**0.75)
+    assert schedule.peak_lr(config(steps=3000)) == pytest.approx(2e-4 * 6**0.75)
     assert schedule.peak_lr(config(steps=10)) == 8e-3
     assert schedule.peak_lr(config(steps=10, lr=0.5)) == 0.5
     assert schedule.second_decay(config(steps=10)) == pytest.approx(0.99)
