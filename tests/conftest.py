@@ -12,6 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+# Tests compute little and start processes: threads that spin for one another cost more than they give,
+# several times over where a core is taken. Set before torch is imported, and inherited by those processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
