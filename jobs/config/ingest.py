@@ -1,0 +1,62 @@
+"""Settings of ``ingest``."""
+
+from dataclasses import dataclass
+
+from jobs.config.base import Names, Rows, Verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingest(Verb):
+    """Run a model over text once and keep what its sites held.
+
+    Example: actlake ingest --model ./gpt2 --corpus texts/ --out ./store --sites "blocks.{3,5}.resid_post"
+    """
+
+    out: str | None = None
+    """Store to make or complete."""
+    into: str | None = None
+    """Store to add a group of columns to, over its rows; needs --group, takes no flags about rows."""
+    model: str | None = None
+    """Folder or hub id of a Hugging Face model."""
+    corpus: tuple[str, ...] = ()
+    """Text files or folders, or JSON Lines or Parquet files."""
+    source: str | None = None
+    """Source by name, with settings: synthetic:width=64,features=128; default: by the corpus' endings."""
+    rows: Rows | None = None
+    """Rows to take at most."""
+    sites: Names = ("@50%",)
+    """Site names, sets blocks.{3,5}.resid_post, blocks.*.attn.z, or @50%."""
+    group: str | None = None
+    """Name of the group to write; default: acts."""
+    context: int | None = None
+    """Tokens of a sequence, special ones included; default: min(256, the model's positions)."""
+    batch: int = 32
+    """Sequences of a forward; part of the recipe."""
+    dtype: str = "auto"
+    """Compute and store dtype: auto, float32, bfloat16, float16."""
+    store_dtype: str | None = None
+    """Store dtype where it differs."""
+    part_rows: Rows = 16_384
+    """Rows of a part, the unit of commit; a multiple of 256."""
+    text: bool = True
+    """Keep the documents' text in the store."""
+    special_tokens: bool = True
+    """Give sequences the tokenizer's special tokens."""
+    text_field: str = "text"
+    """Field of the text in JSON Lines and Parquet."""
+    name_field: str | None = None
+    """Field of a document's name."""
+    order_seed: int | None = None
+    """Take files in a seeded order instead of by name."""
+    split_seed: int = 0
+    """Seed of the split into train, val and test by document."""
+    allow_nonfinite: bool = False
+    """Accept NaN and infinities."""
+    device: str = "cpu"
+    """Where the model runs."""
+    attn_implementation: str = "sdpa"
+    """As transformers names it."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub id."""
+    runtime: str = "in_process"
+    """Where parts are worked on."""

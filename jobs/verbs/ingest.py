@@ -1,0 +1,156 @@
+"""``ingest``: sources by name, a store or a group."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jobs import config as settings
+from jobs.errors import UsageError
+from jobs.verbs.contract import Answer, Context
+
+DEFAULT_GROUP = "acts"
+_ABOUT_ROWS = (
+    *("corpus", "source", "rows", "context", "part_rows", "text", "special_tokens", "text_field"),
+    *("name_field", "order_seed", "split_seed"),
+)
+"""Settings of ingest that decide rows, which --into finds made."""
+
+
+def ingest(config: settings.Ingest, context: Context) -> Answer:
+    """Make a store or add a group."""
+    from ingest.config import HarvestConfig, TokensConfig
+    from ingest.run import ingest, ingest_into, ingest_vectors
+
+    runtime = _runtime(config.runtime)
+    if (config.out is None) == (config.into is None):
+        raise UsageError(
+            "say either --out STORE (make one) or --into STORE (add a group to one). "
+            "Nothing was started."
+        )
+    _check_into(config)
+    source = None if config.into else _source(config)
+    if source is not None and hasattr(source, "block"):
+        tokens = _tokens_config(config, source, TokensConfig)
+        summary = ingest_vectors(
+            str(config.out),
+            tokens,
+            config.group or DEFAULT_GROUP,
+            runtime=runtime,
+            progress=context.progress,
+        )
+    else:
+        if config.model is None:
+            raise UsageError(
+                "--model says which model to run: a folder or a hub id. Nothing was started."
+            )
+        harvest = _part_of(config, HarvestConfig, group=config.group or DEFAULT_GROUP)
+        if config.into is not None:
+            summary = ingest_into(config.into, harvest, runtime=runtime, progress=context.progress)
+        else:
+            tokens = _tokens_config(config, source, TokensConfig)
+            summary = ingest(
+                str(config.out), tokens, harvest, runtime=runtime, progress=context.progress
+            )
+    rate = f", {summary.new_rows / summary.seconds:,.0f} rows/s" if summary.new_rows else ""
+    text = (
+        f"{summary.url}: group {summary.group!r} holds {', '.join(summary.sites)} of {summary.rows:,} "
+        f"rows in {summary.parts} parts ({summary.new_rows:,} new in {summary.seconds:.1f} s{rate})"
+    )
+    return Answer(summary.to_json(), text)
+
+
+def _check_into(config: settings.Ingest) -> None:
+    """Refuse what would be ignored, and a store that ends with this process."""
+    if str(config.out or "").startswith("memory://"):
+        raise UsageError(
+            f"{config.out} lives as long as this process. Nothing was started. Give a folder."
+        )
+    if config.into is None:
+        return
+    usual = settings.Ingest()
+    given = [name for name in _ABOUT_ROWS if getattr(config, name) != getattr(usual, name)]
+    if given or config.group is None:
+        about = f"it takes no {', '.join(given)}" if given else "it needs --group NAME"
+        raise UsageError(
+            f"--into adds a group over the rows that are there: {about}. Nothing was started.",
+        )
+
+
+def _runtime(name: str) -> Any:
+    from jobs.runtimes.in_process import InProcess
+
+    runtimes = {"in_process": InProcess}
+    if name not in runtimes:
+        raise UsageError(
+            f"there is no runtime {name!r}; known: {', '.join(runtimes)}. Nothing was started.",
+            kind="unknown-name",
+        )
+    return runtimes[name]()
+
+
+def _source(config: settings.Ingest) -> Any:
+    from ingest.sources import SOURCES
+    from jobs.demo import source_for
+
+    if config.source is None:
+        if not config.corpus:
+            raise UsageError(
+                "say --corpus PATH… (text) or --source NAME (stdlib, synthetic, …). "
+                "Nothing was started."
+            )
+        source = source_for(config.corpus, seed=config.order_seed)
+        kind = source.kind
+    else:
+        kind, _, text = config.source.partition(":")
+        source = SOURCES.get(kind)
+        fields = {field.name: str(field.type) for field in dataclasses.fields(source)}
+        given = _source_fields(kind, text, fields)
+        if "paths" in fields:
+            given["paths"] = config.corpus
+        if "order_seed" in fields and config.order_seed is not None:
+            given.setdefault("order_seed", config.order_seed)
+        return SOURCES.parse({"kind": kind, **given})
+    if kind in {"jsonl", "parquet"}:
+        return dataclasses.replace(
+            source, text_field=config.text_field, name_field=config.name_field
+        )
+    return source
+
+
+def _source_fields(kind: str, text: str, fields: Mapping[str, str]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        name, found, value = item.partition("=")
+        if not found or name not in fields:
+            raise UsageError(
+                f"--source {kind} has no setting {item!r}; known: {', '.join(fields)}. "
+                f"Write --source {kind}:name=value,name=value. Nothing was started.",
+                kind="unknown-field",
+            )
+        try:
+            given[name] = _read_as(fields[name], value)
+        except ValueError as error:
+            raise UsageError(
+                f"--source {kind}: {name} takes {fields[name]}, found {value!r}. Nothing was started.",
+                kind="bad-number",
+            ) from error
+    return given
+
+
+def _read_as(declared: str, value: str) -> Any:
+    if "int" in declared:
+        return int(value)
+    return float(value) if "float" in declared else value
+
+
+def _part_of(config: Any, cls: Any, **more: Any) -> Any:
+    """Build a config of another layer from the fields of the same names."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name in names}
+    return cls(**{**given, **more})
+
+
+def _tokens_config(config: settings.Ingest, source: Any, cls: Any) -> Any:
+    return _part_of(config, cls, source=source)

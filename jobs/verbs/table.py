@@ -1,0 +1,23 @@
+"""Which verbs there are: their settings and what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jobs import config as settings
+from jobs.verbs import demo, dictionaries, ingest, stores, tables
+from jobs.verbs.contract import Answer, Context
+
+VERBS: Mapping[str, tuple[Any, Callable[[Any, Context], Answer]]] = {
+    "demo": (settings.Demo, demo.demo),
+    "ingest": (settings.Ingest, ingest.ingest),
+    "train": (settings.Train, dictionaries.train),
+    "eval": (settings.Eval, dictionaries.evaluate),
+    "encode": (settings.Encode, dictionaries.encode),
+    "query": (settings.Query, tables.query),
+    "tables": (settings.Tables, tables.tables),
+    "inspect": (settings.Inspect, stores.inspect),
+    "verify": (settings.Verify, stores.verify),
+    "report": (settings.ReportOn, stores.report),
+}
