@@ -23,7 +23,7 @@ PUBLIC: dict[str, list[str]] = {
     "ingest.models": [
         "ADAPTERS", "Anatomy", "AttentionSpec", "HookedModel", "LoadedModel", "ModelAdapter",
         "Rotary", "SiteInfo", "Tap", "adapt", "attend", "bundled", "check_device", "hardware_class", "load",
-        "merge", "provenance", "resolve_dtype", "resolve_sites", "rotate",
+        "merge", "provenance", "resolve_dtype", "resolve_sites", "rotate", "scores",
     ],
     "ingest.sources": ["SOURCES"],
     "jobs": [],
@@ -33,8 +33,8 @@ PUBLIC: dict[str, list[str]] = {
     ],
     "jobs.dictionaries": ["VARIANTS", "EvalResult", "TrainConfig", "Trained", "evaluate", "train"],
     "jobs.features": [
-        "ContextsConfig", "Encoded", "describe_tables", "encode", "frame", "passage", "query",
-        "render_frame", "table_names", "telling", "top_passages",
+        "ContextsConfig", "Encoded", "describe_tables", "encode", "frame", "pair_passages", "passage",
+        "query", "render_frame", "table_names", "telling", "top_passages",
     ],
     "jobs.report": ["render"],
     "jobs.verbs": ["VERBS", "Answer", "Context"],

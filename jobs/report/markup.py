@@ -10,7 +10,7 @@ import html
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 
 class Html(str):
@@ -94,6 +94,48 @@ def table(
         element("tbody", *body),
     )
     return element("div", content, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def heat(
+    caption: Any,
+    corner: Any,
+    columns: Sequence[Any],
+    rows: Iterable[tuple[Any, Sequence[float]]],
+    *,
+    full: float = 1.0,
+    say: Callable[[float], str] = "{:.2f}".format,
+) -> Html:
+    """Return a table of numbers, each shaded by its size; it reads the same without the shades.
+
+    Parameters
+    ----------
+    corner
+        What rows and columns are.
+    rows
+        (name, values) each.
+    full
+        Value of the strongest shade; shades start at zero.
+    """
+    head = [element("th", name, scope="col") for name in (corner, *columns)]
+    body = [
+        element("tr", element("th", name, scope="row"), *(_warm(v, full, say) for v in values))
+        for name, values in rows
+    ]
+    content = element(
+        "table",
+        element("caption", caption),
+        element("thead", element("tr", *head)),
+        element("tbody", *body),
+        class_="heat",
+    )
+    return element("div", content, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def _warm(value: float, full: float, say: Callable[[float], str]) -> Html:
+    if value != value:  # not measured
+        return element("td", "–")
+    strength = min(max(value / full, 0.0), 1.0) if full > 0 else 0.0
+    return element("td", say(value), style=f"--a:{0.72 * strength:.2f}")
 
 
 def definitions(pairs: Iterable[tuple[Any, Any]]) -> Html:

@@ -57,6 +57,11 @@ def decimal(value: float, digits: int = 3, *, trim: bool = True) -> str:
     return _signed(text.rstrip("0").rstrip(".") if trim and "." in text else text)
 
 
+def signed(value: float) -> str:
+    """Return a difference with its sign: ``+0.82``."""
+    return f"+{decimal(value, trim=False)}" if value > 0 else decimal(value, trim=False)
+
+
 def duration(seconds: float) -> str:
     """Return a time span: ``4 min 12 s``."""
     if not math.isfinite(seconds):

@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from collections.abc import Callable
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import JobError
-from jobs.report import dictionary, numbers, passages, runs, store, tables
+from jobs.report import dictionary, heads, numbers, passages, runs, store, tables
 from jobs.report.markup import Html, element, join
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from jobs.results import Result
+
+_SECTIONS: dict[str, tuple[tuple[str, ...], Callable[..., Html]]] = {
+    "Evaluation": ((), dictionary.evaluation),
+    "Training": (("curve",), dictionary.training),
+    "Latents": ((), passages.telling),
+    "Heads": (("heads",), heads.heads),
+    "Sinks": (("sinks",), heads.sinks),
+    "Where heads look": (("head_passages", "head_tokens"), heads.passages),
+    "Ablation": (("ablation",), heads.ablation),
+}
+"""Sections in the order they are told: the tables each is drawn from, where these are told apart by name alone."""
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -107,24 +119,21 @@ def _findings(
     results: Sequence[Result], evaluations: Sequence[tables.Evaluation | None]
 ) -> dict[str, tuple[str, Html]]:
     """Return evaluations, training and telling latents, told apart where there are several."""
-    found: dict[str, list[tuple[Result, Any]]] = {"Evaluation": [], "Training": [], "Latents": []}
+    found: dict[str, list[tuple[Result, tuple[Any, ...]]]] = {name: [] for name in _SECTIONS}
     for result, evaluated in zip(results, evaluations, strict=True):
         if evaluated is not None:
-            found["Evaluation"].append((result, evaluated))
-        if (curve := tables.read(result, "curve")) is not None:
-            found["Training"].append((result, curve))
+            found["Evaluation"].append((result, (evaluated,)))
         if latents := tables.telling_latents(result):
-            found["Latents"].append((result, latents))
-    draw: dict[str, Callable[[str, Any, Any], Html]] = {
-        "Evaluation": dictionary.evaluation,
-        "Training": dictionary.training,
-        "Latents": passages.telling,
-    }
+            found["Latents"].append((result, (latents,)))
+        for name, (wanted, _) in _SECTIONS.items():
+            read = [tables.read(result, table) for table in wanted]
+            if read and all(table is not None for table in read):
+                found[name].append((result, tuple(read)))
     sections = {}
     for name, entries in found.items():
         for i, (result, content) in enumerate(entries, start=1):
-            key, several = f"{name.lower()}-{i}", len(entries) > 1
-            part = draw[name](key, content, _label(result) if several else "")
+            key, several = f"{name.lower().replace(' ', '-')}-{i}", len(entries) > 1
+            part = _SECTIONS[name][1](key, *content, _label(result) if several else "")
             sections[key] = (f"{name} {i}" if several else name, part)
     return sections
 

@@ -69,17 +69,17 @@ def _passage(passage: Passage, top: float) -> Html:
 def _token(token: Token, top: float) -> Html:
     # White space in front of a token is not what the latent fires on: it stays unshaded.
     body = token.text.lstrip()
-    lead = _flat(token.text[: len(token.text) - len(body)])
+    lead = flat(token.text[: len(token.text) - len(body)])
     name, kind = ("mark", "top") if token.is_top else ("span", "on")
     if token.value <= 0 or top <= 0 or not body:
-        plain = element(name, _flat(body), class_=kind) if token.is_top and body else _flat(body)
+        plain = element(name, flat(body), class_=kind) if token.is_top and body else flat(body)
         return join([lead, plain])
     strength = min(token.value / top, 1.0)
     shade = f"--a:{_WEAKEST + (_STRONGEST - _WEAKEST) * strength:.2f}"
     told = numbers.decimal(token.value)
-    return join([lead, element(name, _flat(body), class_=kind, style=shade, title=told)])
+    return join([lead, element(name, flat(body), class_=kind, style=shade, title=told)])
 
 
-def _flat(text: str) -> str:
+def flat(text: str) -> str:
     """Return a text on one line: line breaks become a sign, runs of spaces one space."""
     return re.sub(r"[ \t]+", " ", re.sub(r"[ \t]*\r?\n\s*", " ↵ ", text))

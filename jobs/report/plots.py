@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 # Stand-ins that matplotlib accepts as colours, and the variables of page.css they become.
 _INK, _FAINT, _LINE, _MARK = "#010203", "#040506", "#070809", "#0a0b0c"
-_VARIABLES = {_INK: "--ink-2", _FAINT: "--rule", _LINE: "--accent", _MARK: "--warm"}
+_SERIES = tuple(f"#0d0e{number:02x}" for number in range(16, 22))
+_VARIABLES = {
+    _INK: "--ink-2",
+    _FAINT: "--rule",
+    _LINE: "--accent",
+    _MARK: "--warm",
+    **{colour: f"--series-{number}" for number, colour in enumerate(_SERIES)},
+}
+_MARKERS = "osD^vP"  # series are told apart by shape as well as by colour
 
 # CSS pixels at which fonts have their size: about what a page of two or three columns, or a phone,
 # gives a drawing.
@@ -89,6 +97,75 @@ def line(plot: Line) -> str:
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(plot.x_label)
     return canvas.svg
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """One series of a chart."""
+
+    label: str
+    x: Sequence[float] | Floats
+    y: Sequence[float] | Floats
+    low: Sequence[float] | Floats | None = None
+    """Lower ends of intervals about y, with ``high``."""
+    high: Sequence[float] | Floats | None = None
+    bound: bool = False
+    """Whether it is a limit the others are held against: drawn dashed, without markers."""
+    joined: bool = True
+    """Whether its points lie on one line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """Several series over one axis."""
+
+    name: str
+    """Short and unique on the page."""
+    alt: str
+    curves: Sequence[Curve]
+    x_label: str
+    log_x: bool = False
+    log_y: bool = False
+    zero: float | None = None
+    """Where a rule across marks nothing gained."""
+    size: tuple[int, int] = WIDE
+
+
+def chart(plot: Chart) -> str:
+    """Return several series with a legend; at most six."""
+    with _Canvas(plot.name, plot.alt, plot.size) as canvas:
+        axes = canvas.axes
+        for number, curve in enumerate(plot.curves):
+            _draw(axes, curve, _SERIES[number % len(_SERIES)], _MARKERS[number % len(_MARKERS)])
+        if plot.zero is not None:
+            axes.axhline(plot.zero, color=_FAINT, linewidth=1.4)
+        for log, scale, axis in (
+            (plot.log_x, axes.set_xscale, axes.xaxis),
+            (plot.log_y, axes.set_yscale, axes.yaxis),
+        ):
+            if log:
+                scale("log")
+                axis.set_minor_formatter(lambda _value, _tick: "")
+            axis.set_major_formatter(_thousands)
+        axes.set_xlabel(plot.x_label)
+        axes.legend(
+            frameon=False, fontsize=10, labelcolor=_INK, loc="lower left", bbox_to_anchor=(0, 1),
+            ncols=3, borderaxespad=0, handlelength=1.4, columnspacing=1.2,
+        )  # fmt: skip
+    return canvas.svg
+
+
+def _draw(axes: Any, curve: Curve, colour: str, marker: str) -> None:
+    x, y = np.asarray(curve.x, dtype=np.float64), np.asarray(curve.y, dtype=np.float64)
+    order = np.argsort(x, kind="stable")
+    style = (0, (4, 3)) if curve.bound else "-" if curve.joined else ""
+    axes.plot(
+        x[order], y[order], color=colour, linestyle=style or "none", label=curve.label,
+        marker="" if curve.bound else marker, markersize=4.5,
+    )  # fmt: skip
+    if curve.low is not None and curve.high is not None:
+        low, high = np.asarray(curve.low, np.float64), np.asarray(curve.high, np.float64)
+        axes.vlines(x, low, high, color=colour, linewidth=1.4)
 
 
 def density_histogram(name: str, alt: str, densities_L: Floats, dense_above: float = 0.1) -> str:

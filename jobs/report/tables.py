@@ -2,24 +2,19 @@
 
 A report recomputes nothing. It takes a result for what its tables say, whatever verb wrote them:
 
-=================
-================================================================================== table
-columns =================
-================================================================================== ``curve``
-``step i64, rows i64, fvu f64, l0 f64, dead i64, threshold f64,
-                   rows_per_second f64, seconds f64``: one row per logged training step
-``summary``        ``metric str, value f64``: ``fvu``, ``fvu_all_rows``, ``l0_mean``, ``l0_p5``,
-                   ``l0_p50``, ``l0_p95``, ``dead``, ``dense``, ``cosine``, ``shrinkage``,
-                   ``relative_bias``, ``rows``, ``excluded_share``, ``latents`` and any other
-``latents``        ``latent i64, density f64`` (share of rows it fires on), optional ``max f64``
-``positions``      ``position i64, relative_error f64, rows i64``
-``contexts``       ``latent i64, rank i64, value f64, row i64, doc_id i64, document str,
-                   position i64``: one row per passage, rank 0 the strongest
-``context_tokens`` ``latent i64, rank i64, offset i64`` (from the top token)``, text str,
-                   value f64`` (the latent's activation there, 0 if silent)``, is_top bool``. The
-                   texts of one passage, in order of offset, join to the passage as it was read
-``telling``        ``latent i64, score f64, density f64, max f64, documents i64`` =================
-==================================================================================
+- ``curve``: one row per logged training step;
+- ``summary``: ``metric, value`` of an evaluation: ``fvu``, ``fvu_all_rows``, ``l0_mean``, ``l0_p5``, ``l0_p50``,
+  ``l0_p95``, ``dead``, ``dense``, ``cosine``, ``shrinkage``, ``relative_bias``, ``rows``, ``excluded_share``,
+  ``latents`` and any other;
+- ``latents``: the share of rows each latent fires on; ``positions``: the relative error at each position;
+- ``telling``: latents worth showing; ``contexts``: one row per passage, rank 0 the strongest;
+  ``context_tokens``: the texts of each passage, which join in order of offset (from the top token), with the
+  latent's activation there, 0 if silent;
+- ``heads``: what each attention head looks at; ``sinks``: how much it gives to the first positions;
+- ``head_passages``: one row per pair of rows a head connects; ``head_tokens``: the texts around both;
+- ``ablation``: a loss with and without some heads, by seed.
+
+Columns beyond those of ``SCHEMAS`` are left alone.
 """
 
 from __future__ import annotations
@@ -51,6 +46,22 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "latent": "i", "rank": "i", "offset": "i", "text": "s", "value": "f", "is_top": "b",
     },
     "telling": {"latent": "i", "score": "f", "density": "f", "max": "f", "documents": "i"},
+    "heads": {
+        "layer": "i", "head": "i", "prefix_matching": "f", "previous_token": "f",
+        "duplicate_token": "f",
+    },
+    "sinks": {"layer": "i", "head": "i", "position": "i", "alpha": "f", "sink_rate": "f"},
+    "head_passages": {
+        "layer": "i", "head": "i", "rank": "i", "weight": "f", "document": "s",
+        "query_position": "i", "key_position": "i",
+    },
+    "head_tokens": {
+        "layer": "i", "head": "i", "rank": "i", "offset": "i", "text": "s", "is_query": "b",
+        "is_key": "b",
+    },
+    "ablation": {
+        "seed": "i", "condition": "s", "heads": "s", "base": "f", "intervened": "f",
+    },
 }  # fmt: skip
 """Columns each table must have, by kind: integer, float, string, bool."""
 
