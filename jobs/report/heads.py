@@ -8,6 +8,7 @@ import numpy as np
 
 from jobs.report import numbers
 from jobs.report.markup import Html, code, element, heat, join, section, table
+from jobs.report.passages import flat
 
 if TYPE_CHECKING:
     from jobs.report.tables import Table
@@ -58,8 +59,7 @@ def _maps(found: Table, measures: dict[str, tuple[str, str]]) -> Html:
         grid = np.full((layers, count), np.nan)
         grid[found["layer"], found["head"]] = found[name]
         rows = [(str(layer), grid[layer].tolist()) for layer in range(layers)]
-        caption = join([element("b", title), f": {said}"])
-        maps.append(heat(caption, "layer", range(count), rows, say=_share))
+        maps.append(heat(title, said, "layer", range(count), rows, say=_share))
     return element("div", *maps, class_="figures two maps")
 
 
@@ -133,8 +133,6 @@ def _item(found: Table, tokens: Table, at: int) -> Html:
 
 
 def _token(tokens: Table, at: int, weight: float) -> Html:
-    from jobs.report.passages import flat
-
     text, query, key = tokens["text"][at], tokens["is_query"][at], tokens["is_key"][at]
     body = text.lstrip()
     lead = flat(text[: len(text) - len(body)])

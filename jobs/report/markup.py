@@ -97,7 +97,8 @@ def table(
 
 
 def heat(
-    caption: Any,
+    title: Any,
+    remark: Any,
     corner: Any,
     columns: Sequence[Any],
     rows: Iterable[tuple[Any, Sequence[float]]],
@@ -123,12 +124,12 @@ def heat(
     ]
     content = element(
         "table",
-        element("caption", caption),
+        element("caption", element("b", title), f": {remark}"),
         element("thead", element("tr", *head)),
         element("tbody", *body),
         class_="heat",
     )
-    return element("div", content, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    return element("div", content, class_="scroll", tabindex="0", role="region", aria_label=title)
 
 
 def _warm(value: float, full: float, say: Callable[[float], str]) -> Html:

@@ -109,6 +109,43 @@ def _contexts(folder, latents, passages):
     return result
 
 
+def _heads(folder, text="the"):
+    """Return a result about the heads of a model of two layers and four heads."""
+    layer, head = np.divmod(np.arange(8), 4)
+    with Result.create(folder, "stats", {"site": SITE, "heads": text}, store="st-1") as result:
+        result.write_table(
+            "heads",
+            {"layer": layer, "head": head, "prefix_matching": layer * 0.93,
+             "previous_token": np.where(head == 1, np.nan, 0.25), "duplicate_token": layer * 0.0},
+        )  # fmt: skip
+        result.write_table(
+            "sinks",
+            {"layer": np.repeat(layer, 2), "head": np.repeat(head, 2),
+             "position": np.tile([0, 1], 8), "alpha": np.tile([0.5, 0.9], 8),
+             "sink_rate": np.tile([1.0, 0.0], 8)},
+        )  # fmt: skip
+        one = np.array([1, 1])
+        result.write_table(
+            "head_passages",
+            {"layer": one, "head": one, "rank": np.array([0, 1]), "weight": np.array([0.9, 0.5]),
+             "document": [text, "b.py"], "query_position": np.array([40, 9]),
+             "key_position": np.array([12, 3])},
+        )  # fmt: skip
+        result.write_table(
+            "head_tokens",
+            {"layer": np.ones(6, int), "head": np.ones(6, int), "rank": np.array([0] * 4 + [1] * 2),
+             "offset": np.array([-28, -27, -1, 0, -6, 0]), "text": [text, " … ", "\n a", text, "x", "y"],
+             "is_query": np.array([0, 0, 0, 1, 0, 1], bool),
+             "is_key": np.array([1, 0, 0, 0, 1, 0], bool)},
+        )  # fmt: skip
+        result.write_table(
+            "ablation",
+            {"seed": np.array([0, 1]), "condition": ["top head", text], "heads": ["1.1", ""],
+             "base": np.array([0.25, 0.26]), "intervened": np.array([2.25, 0.25])},
+        )  # fmt: skip
+    return result
+
+
 def _typed(columns):
     texts = {"document", "text"}
     return {name: v if name in texts else np.array(v) for name, v in columns.items()}
@@ -163,6 +200,12 @@ def made(tmp_path):
         return _make(folder, **sizes)
 
     return make
+
+
+@pytest.fixture
+def heads(tmp_path):
+    """Return a function that makes a result about heads, its texts as given."""
+    return lambda text="the": _heads(tmp_path, text)
 
 
 @pytest.fixture(scope="module")

@@ -81,3 +81,33 @@ def test_bars_count_every_latent_that_fires():
     labels = re.findall(r"<text[^>]*>([^<]+)</text>", drawing)
     assert "rows a latent fires on, %" in labels
     assert {"1", "10", "100"} <= set(labels)
+
+
+def _chart(name="c", **changes):
+    curves = [
+        plots.Curve(label="oracle", x=[0.1, 0.5], y=[0.9, 1.0], bound=True),
+        plots.Curve(label="moba", x=[0.5, 0.1], y=[0.8, 0.4], low=[0.7, 0.3], high=[0.9, 0.5]),
+        plots.Curve(label="a < b", x=[0.2, np.nan], y=[0.3, 0.2], joined=False),
+    ]
+    return plots.chart(
+        plots.Chart(name=name, alt="alt", curves=curves, x_label="density", **changes)
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"log_x": True, "log_y": True}, {"zero": 0.0}], ids=["plain", "log", "zero"]
+)
+def test_a_chart_names_its_series_and_fixes_no_colour(changes):
+    drawing = _chart(**changes)
+    ET.fromstring(drawing)
+    assert {"oracle", "moba", "a &lt; b", "density"} <= set(
+        re.findall(r"<text[^>]*>([^<]+)</text>", drawing)
+    )
+    assert not re.findall(r"#[0-9a-fA-F]{6}\b", drawing)
+    assert all(f"var(--series-{number})" in drawing for number in range(3))
+
+
+def test_equal_charts_give_equal_bytes_and_share_no_id_with_others():
+    assert _chart() == _chart()
+    first, second = (set(re.findall(r' id="([^"]+)"', _chart(name))) for name in "cd")
+    assert not first & second

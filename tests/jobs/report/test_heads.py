@@ -1,0 +1,51 @@
+"""Sections about heads: heat maps that read without their shades, passages with both ends marked."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from jobs.report.page import compose
+
+HOSTILE = '</mark><script>alert(1)</script><img src=x onerror=alert(1)>"'
+
+
+def test_every_head_has_its_number_and_shade(heads):
+    page = compose([heads()], {})
+    maps = re.findall(r'<table class="heat">.*?</table>', page, re.S)
+    titles = [re.search(r"<caption><b>(.*?)</b>", drawn)[1] for drawn in maps]
+    assert titles == [
+        "Prefix matching",
+        "Previous token",
+        "Duplicate token",
+        "First token",
+        "Sink rate",
+    ]
+    assert all(drawn.count("<td") == 8 for drawn in maps)
+    assert maps[0].count(">.93</td>") == 4
+    assert maps[1].count(">–</td>") == 2, "what was not measured is no zero"
+    assert maps[3].count(">.50</td>") == 8, "the first position, not the second"
+    shades = [float(shade) for shade in re.findall(r"--a:([0-9.]+)", maps[0])]
+    assert shades == pytest.approx([0.0] * 4 + [0.72 * 0.93] * 4, abs=0.01)
+
+
+def test_both_ends_of_a_match_are_marked(heads):
+    page = compose([heads()], {})
+    article = re.search(r"<h3>Head 1\.1</h3>.*?</article>", page, re.S)[0]
+    assert re.findall(r'<mark class="top">(.*?)</mark>', article) == ["the", "y"]
+    assert re.findall(r'<span class="on" style="--a:0.65">(.*?)</span>', article) == ["the"]
+    assert "position 40 looks at 12" in article
+
+
+def test_the_change_by_ablation_is_signed(heads):
+    page = compose([heads()], {})
+    assert "+2.00" in page
+    assert "\u22120.0100" in page
+
+
+def test_hostile_text_stays_text(heads):
+    page = compose([heads(HOSTILE)], {})
+    assert "<script" not in page
+    assert "<img" not in page
+    assert page.count("&lt;script&gt;") >= 4
