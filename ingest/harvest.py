@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from ingest.contract import Array, Observer, VectorSource
+from ingest.contract import Array, Observer, SequenceBlock, StoppedError, VectorSource
 from ingest.errors import ModelError
 from ingest.models import LoadedModel, load, provenance
+from ingest.models.facts import ModelFacts
+from ingest.pace import Pace
 from ingest.plan import PAD_MULTIPLE, Batch, batches, padded
-from store import Codes, Writer
+from store import Codes, Store, Writer
 from store import open as open_store
+from store.commits import exists
+from store.layout import commit_key
 from store.tables import column
 
 
@@ -28,6 +32,7 @@ class HarvestJob:
     revision: str | None
     sites: tuple[str, ...]
     columns: Mapping[str, str]
+    dtype: str
     recipe: Mapping[str, Any]
     codec: str
     attn_implementation: str
@@ -62,7 +67,8 @@ class Harvester:
     loaded
         The model where it is in memory already; else it is loaded and checked against the recipe.
     observers
-        Shown every batch while it is in memory.
+        Shown the sequences of every part they have not done, in the dtype that is stored. A part that was committed
+        without them stays as it is: what they lack there is computed from the store.
     """
 
     def __init__(
@@ -74,60 +80,127 @@ class Harvester:
         self._job = job
         self._observers = observers
         self._loaded = loaded or _load(job)
+        self._pad = self._loaded.tokenizer.pad_token_id or 0
         self._store = open_store(job.url)
+        self._pace = Pace()
+        self._stopping = False
+        # Read when a part commits, so what is noted of a part before its last rows goes into its record.
+        self._provenance: dict[str, Any] = {
+            **provenance(self._loaded),
+            **_named(self._store, self._loaded),
+        }
         self._writer: Writer = self._store.writer(
             job.group,
             columns=job.columns,
             recipe=job.recipe,
             codec=job.codec,
             allow_nonfinite=job.allow_nonfinite,
-            provenance=provenance(self._loaded),
+            provenance=self._provenance,
         )
-        self._stored = {site: spec.partition("[")[0] for site, spec in job.columns.items()}
 
     def run(self, part: int) -> Mapping[str, Any]:
-        """Harvest one part; a part that is committed is passed over."""
-        if self._writer.done(part):
+        """Harvest one part; a part that is committed, by whomever, is passed over."""
+        if self._committed(part):
             return {"part": part, "rows": 0, "skipped": 1}
-        view = self._store.view
-        tokens = view.commit("tokens", part)
-        token_ids = column(view.table(tokens, "tokens.parquet"), "token_id")
-        sequences = view.table(tokens, "sequences.parquet")
-        base = part * self._store.part_stride
-        starts = column(sequences, "first_row") - base
-        lengths = column(sequences, "rows").astype(np.int64)
-        size = int(self._job.recipe["batch"]["sequences"])
+        watching = [observer for observer in self._observers if not observer.done(part)]
         try:
-            for batch in batches(lengths.tolist(), size, self._loaded.adapter.max_positions):
-                self._run_batch(batch, token_ids, starts, lengths, base)
+            with self._pace.working():
+                self._harvest(part, watching)
         except BaseException:
             self._writer.abandon()
             raise
-        return {"part": part, "rows": tokens.rows, "skipped": 0}
+        finally:
+            self._stopping = False
+        return {"part": part, "rows": self._store.view.commit("tokens", part).rows, "skipped": 0}
 
-    def _run_batch(
-        self, batch: Batch, token_ids: Array, starts: Array, lengths: Array, base: int
-    ) -> None:
-        pad = self._loaded.tokenizer.pad_token_id or 0
-        ids_BT, mask_BT = padded(token_ids, starts, lengths, batch, pad)
+    def stop(self) -> None:
+        """End the part in hand after its batch; called from another thread."""
+        self._stopping = True
+
+    def _committed(self, part: int) -> bool:
+        """Return whether a part is committed now: another worker may have been at it since the writer looked."""
+        return self._writer.done(part) or exists(
+            self._store.view.storage, commit_key(self._job.group, part)
+        )
+
+    def _harvest(self, part: int, watching: Sequence[Observer]) -> None:
+        for observer in watching:
+            observer.begin(part)
+        for block, last in self._blocks(part, watching):
+            if self._stopping:
+                raise StoppedError
+            for observer in watching:
+                observer.observe(block)
+                if last:
+                    observer.end(part)
+            bits = {site: _bits(block.sites[site]) for site in self._job.sites}
+            if last:
+                self._provenance.update(self._pace.lap())
+            with self._pace.storing():
+                self._writer.put(block.row_ids, bits, raw=True)
+
+    def _blocks(
+        self, part: int, watching: Sequence[Observer]
+    ) -> Iterator[tuple[SequenceBlock, bool]]:
+        """Yield the part's batches as blocks, and whether each is the last."""
+        view = self._store.view
+        commit = view.commit("tokens", part)
+        tokens, sequences = (view.table(commit, f"{n}.parquet") for n in ("tokens", "sequences"))
+        columns = {name: column(tokens, name) for name in tokens.column_names}
+        lengths = column(sequences, "rows").astype(np.int64)
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        size = int(self._job.recipe["batch"]["sequences"])
+        sites = dict.fromkeys([*self._job.sites, *(s for o in watching for s in o.sites)])
+        for batch in batches(lengths.tolist(), size, self._loaded.adapter.max_positions):
+            ids_BT, mask_BT = padded(columns["token_id"], bounds, lengths, batch, self._pad)
+            values = self._captured(ids_BT, mask_BT, batch, list(sites))
+            block = SequenceBlock.cut(
+                part, columns, bounds, first=batch.first, count=batch.count, sites=values
+            )
+            yield block, batch.first + batch.count == len(lengths)
+
+    def _captured(
+        self, ids_BT: Array, mask_BT: Array, batch: Batch, sites: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Return ``{site: [R, *shape]}`` of the real rows, on the CPU, in the stored dtype."""
         mask = torch.from_numpy(mask_BT)
         device = torch.device(self._job.device)
         captured = self._loaded.adapter.capture(
-            torch.from_numpy(ids_BT).to(device), mask.to(device), self._job.sites
+            torch.from_numpy(ids_BT).to(device), mask.to(device), sites
         )
         mask[batch.count :] = 0
         real = mask.bool().to(device)
-        first = base + int(starts[batch.first])
-        rows = np.arange(first, first + int(mask.sum()))
-        kept = {site: captured[site][real] for site in self._job.sites}
-        for observer in self._observers:
-            observer.observe(rows, kept)
-        bits = {site: _bits(kept[site], self._stored[site]) for site in self._job.sites}
-        self._writer.put(rows, bits, raw=True)
+        dtype = getattr(torch, self._job.dtype)
+        return {
+            site: captured[site][real].to(device="cpu", dtype=dtype).contiguous() for site in sites
+        }
 
     def close(self) -> None:
-        """Seal the group where its last part is committed."""
+        """Seal the group where its last part is committed, and what the observers write."""
         self._writer.close()
+        for observer in self._observers:
+            observer.close()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MakeHarvester:
+    """Makes the worker here or, sent through a pickle, elsewhere: there it loads the model itself."""
+
+    job: HarvestJob
+    observers: Sequence[Observer] = ()
+    loaded: LoadedModel | None = None
+    """The model where it is in memory; it stays there."""
+
+    def __call__(self) -> Harvester:
+        """Return the worker."""
+        return Harvester(self.job, self.loaded, self.observers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _elsewhere, (self.job, tuple(self.observers))
+
+
+def _elsewhere(job: HarvestJob, observers: Sequence[Observer]) -> MakeHarvester:
+    return MakeHarvester(job=job, observers=observers)
 
 
 class VectorWorker:
@@ -176,7 +249,12 @@ def _load(job: HarvestJob) -> LoadedModel:
     return loaded
 
 
-def _bits(values: torch.Tensor, stored: str) -> Array:
-    """Return a tensor's rows in the stored dtype; bfloat16 as ``uint16`` bits."""
-    cast = values.to(device="cpu", dtype=getattr(torch, stored)).contiguous()
-    return cast.view(torch.uint16).numpy() if cast.dtype == torch.bfloat16 else cast.numpy()
+def _named(store: Store, loaded: LoadedModel) -> dict[str, str]:
+    """Return the model's name and the asset of its facts, which later jobs read in its place."""
+    asset = store.put_asset(ModelFacts.of(loaded.adapter).to_files())
+    return {"model": asset, "model_name": loaded.name}
+
+
+def _bits(values: torch.Tensor) -> Array:
+    """Return a tensor's rows as the store takes them; bfloat16 as ``uint16`` bits."""
+    return values.view(torch.uint16).numpy() if values.dtype == torch.bfloat16 else values.numpy()

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ingest.config import HarvestConfig, TokensConfig
-from ingest.contract import Observer, Runtime
+from ingest.contract import Harvest, Observer, ObserverPlan, Runtime
 from ingest.errors import IngestError, OverBudgetError
-from ingest.harvest import Harvester, HarvestJob, VectorWorker, harvest_recipe
+from ingest.failures import PARTS_FAILED, parts_failed
+from ingest.harvest import HarvestJob, MakeHarvester, VectorWorker, harvest_recipe
 from ingest.models import LoadedModel, check_device, load, resolve_dtype, resolve_sites
+from ingest.models.facts import ModelFacts
 from ingest.tokens import (
     Progress,
     Tokenizing,
     check_makes_rows,
     check_same_tokenizer,
+    check_vocabulary,
     resolve_context,
     tokenizer_files,
     tokens_recipe,
@@ -26,7 +29,7 @@ from ingest.tokens import (
     write_tokens,
     write_vector_tokens,
 )
-from store import Store, create
+from store import ActlakeError, Store, create
 from store import open as open_store
 from store.layout import CHUNK_ROWS
 from store.windows import free_memory_bytes
@@ -47,6 +50,8 @@ class Summary:
     rows: int
     parts: int
     new_rows: int
+    left_parts: int
+    """Parts other shards have still to do."""
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -60,10 +65,10 @@ def ingest(
     harvest: HarvestConfig,
     *,
     runtime: Runtime,
-    observers: Sequence[Observer] = (),
+    observers: Sequence[ObserverPlan] = (),
     progress: Progress = silent,
 ) -> Summary:
-    """Make (or complete) a store: tokens from a text source, columns from a model.
+    """Make (or complete) a store: tokens from a source of texts or of token ids, columns from a model.
 
     Raises
     ------
@@ -74,6 +79,7 @@ def ingest(
     """
     loaded = _load(harvest)
     sites = resolve_sites(harvest.sites, loaded.adapter)
+    _check_observable(loaded, sites, observers)
     context = resolve_context(tokens, loaded)
     tokenizing = Tokenizing(
         config=tokens, source=tokens.source, tokenizer=loaded.tokenizer, context=context
@@ -87,8 +93,9 @@ def ingest(
     recipe = tokens_recipe(tokens, inputs, context, asset)
     writer = store.writer("tokens", recipe=recipe)
     job = _job(store.refresh(), harvest, loaded, sites)
+    watching = _observers(job, loaded, observers)
     write_tokens(writer, tokenizing, progress)
-    return _harvest(job, loaded, runtime, observers, progress)
+    return _harvest(job, loaded, runtime, watching, progress)
 
 
 def ingest_into(
@@ -96,7 +103,7 @@ def ingest_into(
     harvest: HarvestConfig,
     *,
     runtime: Runtime,
-    observers: Sequence[Observer] = (),
+    observers: Sequence[ObserverPlan] = (),
     progress: Progress = silent,
 ) -> Summary:
     """Add a group of columns to the rows of a store; the model must use the same tokenizer."""
@@ -113,7 +120,9 @@ def ingest_into(
             "positions. Nothing was written. Use a model with more positions.",
             kind="context-too-long",
         )
-    return _harvest(_job(store, harvest, loaded, sites), loaded, runtime, observers, progress)
+    _check_observable(loaded, sites, observers)
+    job = _job(store, harvest, loaded, sites)
+    return _harvest(job, loaded, runtime, _observers(job, loaded, observers), progress)
 
 
 def ingest_vectors(
@@ -161,16 +170,41 @@ def check_memory(batch: int, context: int, loaded: LoadedModel) -> None:
         )
 
 
+def _check_observable(
+    loaded: LoadedModel, sites: Sequence[str], plans: Sequence[ObserverPlan]
+) -> None:
+    """Raise, before anything is written, where an observer cannot have what it needs of the model."""
+    facts = ModelFacts.of(loaded.adapter)
+    for plan in plans:
+        for site in plan.requires(facts, sites):
+            facts.shape(site)
+
+
+def _observers(
+    job: HarvestJob, loaded: LoadedModel, plans: Sequence[ObserverPlan]
+) -> list[Observer]:
+    harvest = Harvest(
+        url=job.url,
+        recipe=job.recipe,
+        dtype=job.dtype,
+        sites=job.sites,
+        model=ModelFacts.of(loaded.adapter),
+    )
+    return [plan.observer(harvest) for plan in plans]
+
+
 def _load(config: HarvestConfig) -> LoadedModel:
     check_device(config.device)
     compute, _ = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
-    return load(
+    loaded = load(
         config.model,
         dtype=compute,
         device=config.device,
         attn_implementation=config.attn_implementation,
         revision=config.revision,
     )
+    check_vocabulary(loaded)
+    return loaded
 
 
 def _job(
@@ -193,6 +227,7 @@ def _job(
         revision=config.revision,
         sites=tuple(sites),
         columns=columns,
+        dtype=stored,
         recipe={**recipe, "codec": config.codec},
         codec=config.codec,
         attn_implementation=config.attn_implementation,
@@ -212,7 +247,7 @@ def _harvest(
     observers: Sequence[Observer],
     progress: Progress,
 ) -> Summary:
-    make = partial(Harvester, job, loaded, observers)
+    make = MakeHarvester(job=job, observers=tuple(observers), loaded=loaded)
     return _run(job.url, job.group, job.sites, make, runtime, progress, time.monotonic())
 
 
@@ -232,10 +267,19 @@ def _run(
     total = sum(rows.values())
     done = sum(rows[part] for part in held)
     new = 0
-    for _, record in runtime.map(make, [part for part in parts if part not in held]):
-        new += int(record["rows"])
-        progress("harvest", done + new, total)
-    store.seal(group)
+    results = runtime.map(make, [part for part in parts if part not in held])
+    try:
+        for part, record in results:
+            new += int(record["rows"])
+            done += rows[part]
+            progress("harvest", done, total)
+    except ActlakeError as error:
+        if error.kind != PARTS_FAILED:
+            raise
+        raise parts_failed(store, group, error.where["parts"], url) from error
+    finally:
+        if isinstance(results, Generator):
+            results.close()  # at once, whatever still refers to it: its workers must not go on
     return Summary(
         url=store.url,
         group=group,
@@ -243,5 +287,6 @@ def _run(
         rows=total,
         parts=len(parts),
         new_rows=new,
+        left_parts=0 if store.seal(group) else len(parts) - len(store.refresh().view.parts(group)),
         seconds=time.monotonic() - began,
     )

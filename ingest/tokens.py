@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from ingest.config import TokensConfig
-from ingest.contract import SourceDocument, TextSource, VectorSource
+from ingest.contract import TextSource, TokenSource, VectorSource
 from ingest.errors import IngestError, ModelError, SourceError
 from ingest.models import LoadedModel
 from ingest.plan import SHARES, Slice, slices, split_of
+from ingest.readers import Encoded, reader
 from store import Document, Store, TokenSequence, TokensWriter
 from store.registry import to_json
 from store.schema import canonical, sha256
@@ -100,9 +100,16 @@ def special_ids(tokenizer: Any) -> Array:
 
 
 def resolve_context(config: TokensConfig, loaded: LoadedModel) -> int:
-    """Return the tokens of a sequence, checked against the model's positions."""
+    """Return the tokens of a sequence, checked against the model's positions and documents that stay whole."""
     limit = loaded.adapter.max_positions
-    context = config.context if config.context is not None else min(256, limit or 256)
+    longest = config.source.longest if isinstance(config.source, TokenSource) else None
+    context = config.context or longest or min(256, limit or 256)
+    if longest is not None and context < longest:
+        raise IngestError(
+            f"a context of {context} tokens was asked for; documents of the source {config.source.kind!r} have "
+            f"up to {longest} and are not cut. Nothing was written. Use --context {longest} or more.",
+            kind="context-too-short",
+        )
     if limit is not None and context > limit:
         raise IngestError(
             f"a context of {context} tokens was asked for; {loaded.name} has {limit} positions. Nothing "
@@ -110,6 +117,17 @@ def resolve_context(config: TokensConfig, loaded: LoadedModel) -> int:
             kind="context-too-long",
         )
     return context
+
+
+def check_vocabulary(loaded: LoadedModel) -> None:
+    """Raise ``vocabulary-mismatch`` where the tokenizer has ids the model has no embedding for."""
+    held = getattr(getattr(loaded.model, "config", None), "vocab_size", None)
+    if held is not None and len(loaded.tokenizer) > held:
+        raise ModelError(
+            f"the tokenizer of {loaded.name} has {len(loaded.tokenizer)} tokens, the model {held}. Nothing was "
+            "written. Give the model its own tokenizer.",
+            kind="vocabulary-mismatch",
+        )
 
 
 def inputs_identity(inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -139,37 +157,26 @@ def tokens_recipe(
     }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Encoded:
-    """A document's tokens: ids ``int32[T]`` and character spans ``int32[T, 2]``."""
-
-    ids: Array
-    spans: Array
-
-
 @dataclass(kw_only=True)
 class Tokenizing:
     """Turns documents into sequences, from any position on.
 
     A text that spells a special token (``[SEP]``, ``<|endoftext|>``) becomes that token, as everywhere with
-    this tokenizer, and its row is flagged special and has no span.
+    this tokenizer, and its row is flagged special and has no span. Ready ids (`TokenSource`) are taken as they
+    are: no special tokens are put around them, and where its source says so a document is never cut.
     """
 
     config: TokensConfig
-    source: TextSource
+    source: TextSource | TokenSource
     tokenizer: Any
     context: int
 
     def __post_init__(self) -> None:
-        if not getattr(self.tokenizer, "is_fast", False):
-            raise ModelError(
-                f"the tokenizer is a {type(self.tokenizer).__name__}, which does not say where in the text "
-                "its tokens stand. Nothing was written. Use a model with a tokenizer.json.",
-                kind="tokenizer-unusual",
-            )
+        self._reader = reader(self.source, self.tokenizer)
         self._special_ids = special_ids(self.tokenizer)
         none = Specials(prefix=(), suffix=())
-        self._special = Specials.of(self.tokenizer) if self.config.special_tokens else none
+        framed = self._reader.framed and self.config.special_tokens
+        self._special = Specials.of(self.tokenizer) if framed else none
         self._content = self.context - len(self._special)
         if self._content <= 0:
             raise IngestError(
@@ -184,7 +191,7 @@ class Tokenizing:
         A position is [document, sequence in it, rows so far].
         """
         first_document, first_sequence, rows = position or (0, 0, 0)
-        for doc_id, document in enumerate(self.source.documents()):
+        for doc_id, document in enumerate(self._reader.documents()):
             if doc_id < first_document:
                 continue
             skip = first_sequence if doc_id == first_document else 0
@@ -192,40 +199,30 @@ class Tokenizing:
                 if number < skip:
                     continue
                 room = None if self.config.rows is None else self.config.rows - rows
-                if room is not None and room <= len(self._special):
+                if room is not None and room < self._least(piece):
                     return
                 sequence = self._sequence(held, encoded, piece, room)
                 rows += len(sequence)
                 yield sequence, [doc_id, number + 1, rows]
 
-    def _pieces(
-        self, doc_id: int, document: SourceDocument
-    ) -> Iterator[tuple[Document, _Encoded, Slice]]:
-        digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()
+    def _least(self, piece: Slice) -> int:
+        """Return the fewest rows that make a sequence of a piece."""
+        return piece.stop - piece.start if self._reader.whole else len(self._special) + 1
+
+    def _pieces(self, doc_id: int, document: Any) -> Iterator[tuple[Document, Encoded, Slice]]:
+        tokens = self._reader.encode(document)
         held = Document(
             doc_id=doc_id,
             name=document.name,
-            sha256=digest,
-            split=split_of(digest, self.config.split_seed),
-            text=document.text if self.config.text else None,
+            sha256=tokens.sha256,
+            split=split_of(tokens.sha256, self.config.split_seed),
+            text=tokens.text if self.config.text else None,
         )
-        encoded = self.tokenizer(
-            document.text,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        tokens = _Encoded(
-            ids=np.array(encoded["input_ids"], np.int32),
-            spans=np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2),
-        )
-        del encoded
         for piece in slices(len(tokens.ids), self._content):
             yield held, tokens, piece
 
     def _sequence(
-        self, held: Document, encoded: _Encoded, piece: Slice, room: int | None
+        self, held: Document, encoded: Encoded, piece: Slice, room: int | None
     ) -> TokenSequence:
         count = piece.stop - piece.start
         if room is not None:

@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in {"-h", "--help"}:
         print(_overview())
         return 0 if words else UsageError.exit_code
+    if _is_family(words[0]) and words[1:2] in (["-h"], ["--help"]):
+        print(_overview(words[0]))
+        return 0
     as_json = "--json" in words
     with Interrupts().installed() as interrupts:
         try:
@@ -60,14 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str], interrupts: Interrupts, *, as_json: bool) -> int:
-    if words[0] not in VERBS:
-        raise UsageError(
-            f"there is no verb {words[0]!r}; known: {', '.join(VERBS)}. Nothing was started. "
-            "See actlake --help.",
-            kind="unknown-name",
-        )
-    cls, run = VERBS[words[0]]
-    config = parse(cls, words[1:], prog=f"actlake {words[0]}")
+    verb, rest = _verb(words)
+    cls, run = VERBS[verb]
+    config = parse(cls, rest, prog=f"actlake {verb}")
     if config.show_config:
         print(settings.to_yaml(config), end="")
         return 0
@@ -75,6 +73,24 @@ def _run(words: list[str], interrupts: Interrupts, *, as_json: bool) -> int:
         answer = run(config, Context(progress=progress, interrupts=interrupts))
     print(json.dumps(answer.value, ensure_ascii=False, default=str) if as_json else answer.text)
     return answer.code
+
+
+def _is_family(word: str) -> bool:
+    return any(verb.startswith(f"{word} ") for verb in VERBS)
+
+
+def _verb(words: list[str]) -> tuple[str, list[str]]:
+    """Return the verb and the words after it; a family's members are two words: ``bench attention``."""
+    for size in (2, 1):
+        if " ".join(words[:size]) in VERBS:
+            return " ".join(words[:size]), words[size:]
+    known = [verb for verb in VERBS if verb.startswith(f"{words[0]} ")] or list(VERBS)
+    asked = words[: 2 if _is_family(words[0]) else 1]
+    raise UsageError(
+        f"there is no verb {' '.join(asked)!r}; known: {', '.join(known)}. Nothing was started. "
+        "See actlake --help.",
+        kind="unknown-name",
+    )
 
 
 def parse(cls: Any, words: Sequence[str], *, prog: str) -> Any:
@@ -151,7 +167,7 @@ def _out_of_memory(error: Exception) -> ActlakeError:
     )
 
 
-def _overview() -> str:
+def _overview(family: str = "") -> str:
     lines = [
         "actlake: activation stores. A model runs once; every later job reads what it saw.",
         "",
@@ -159,7 +175,8 @@ def _overview() -> str:
         "",
     ]
     for verb, (cls, _) in VERBS.items():
-        lines.append(f"  {verb:<8} {(cls.__doc__ or '').splitlines()[0]}")
+        if verb.startswith(f"{family} ".lstrip()):
+            lines.append(f"  {verb:<16} {(cls.__doc__ or '').splitlines()[0]}")
     lines += ["", "Start with: actlake demo"]
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from store import Report, Store, tables
 from store.layout import shard_path
+from store.partials import partial_path
 from store.schema import Group
 from store.tokens import SPLITS
 
@@ -47,13 +48,15 @@ def summarize(store: Store, *, report: Report | None = None) -> dict[str, Any]:
 def _group(store: Store, group: Group) -> dict[str, Any]:
     commits = [store.view.commit(group.name, part) for part in store.view.parts(group.name)]
     coverage = store.view.coverage(group.name)
-    sizes = {
-        column.name: sum(
-            commit.objects[shard_path(column.name, 1 + len(column.shape))].size
-            for commit in commits
-        )
+    files = {
+        column.name: partial_path(column.name)
+        if column.kind == "partial"
+        else shard_path(column.name, 1 + len(column.shape))
         for column in group.columns.values()
-        if column.kind == "dense"
+        if column.kind in {"dense", "partial"}
+    }
+    sizes = {
+        name: sum(commit.objects[path].size for commit in commits) for name, path in files.items()
     }
     return {
         "name": group.name,

@@ -32,6 +32,15 @@ def count(text: str, units: Mapping[str, int]) -> int:
     return int(number)
 
 
+def share(text: str) -> float:
+    """Return a number in (0, 1], ``.25``, or raise ``ValueError``."""
+    number = float(text)
+    if not 0 < number <= 1:
+        msg = f"{text!r} is not a share: a number above 0 and at most 1, as .25"
+        raise ValueError(msg)
+    return number
+
+
 def grid(text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
     """Return the values between commas, at least one."""
     return _some(tuple(read(item.strip()) for item in text.split(",") if item.strip()))
@@ -82,7 +91,8 @@ def fitted(declared: Any, value: Any) -> Any:
         items = value if isinstance(value, tuple | list) else (value,)
         if read is None:
             return tuple(map(_text, items))
-        return _some(tuple(found for item in items for found in read([_word(item)])))
+        word = _figure if typing.get_args(declared)[0] is float else _word
+        return _some(tuple(found for item in items for found in read([word(item)])))
     return _PLAIN[declared](value) if read is None else read([_word(value)])
 
 
@@ -98,6 +108,10 @@ def _word(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise _refused(value, "a whole number or text")
     return str(value)
+
+
+def _figure(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else _word(value)
 
 
 def _text(value: Any) -> str:

@@ -29,13 +29,8 @@ from store.errors import (
     UnavailableError,
     UnsupportedVersionError,
 )
-from store.schema import (
-    Column,
-    Group,
-    canonical,
-    make_record,
-    read_record,
-)
+from store.partials import partial_path
+from store.schema import Column, Group, canonical, make_record, read_record
 from store.shards import ShardWriter, identity, zarr_json
 from store.storage import Storage, Written
 
@@ -139,6 +134,8 @@ def expected_objects(group: Group) -> set[str]:
                 f"{column.name}/zarr.json",
                 layout.shard_path(column.name, 1 + len(column.shape)),
             }
+        elif column.kind == "partial":
+            found.add(partial_path(column.name))
         else:
             found |= {"scalars.parquet"} if column.kind == "scalar" else set(CODES_FILES)
     return found

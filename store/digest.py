@@ -13,6 +13,7 @@ import numpy as np
 
 from store import tables
 from store.commits import Commit
+from store.partials import partial_hash
 from store.schema import Group, canonical
 from store.view import View
 
@@ -57,4 +58,6 @@ def _columns(view: View, group: Group, commit: Commit) -> list[tuple[str, str]]:
                 shard.read(low, low + len(rows), rows)
                 hasher.update(rows.data)
             found.append((column.name, hasher.hexdigest()))
+        elif column.kind == "partial":
+            found.append((column.name, partial_hash(view.partial(commit, column))))
     return sorted(found)

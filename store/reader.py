@@ -15,14 +15,14 @@ from store.coverage import Coverage
 from store.digest import digest
 from store.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
 from store.pins import pin_id, write_pin
-from store.rows import Rows
+from store.rows import Rows, table_place
 from store.schema import Column, Group, make_record, read_record
 from store.storage import Storage
 from store.tokens import TokensWriter
 from store.urls import open_storage
 from store.view import View
 from store.windows import Windows, where_groups
-from store.writer import BY_LATENT, Writer
+from store.writer import Writer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -242,40 +242,29 @@ class Store:
             pin=self.pin_id(sorted(groups)),
         )
 
-    # -- tables ----------------------------------------------------------------------------------------
+    def partial(self, column: str, part: int) -> dict[str, Array]:
+        """Return the state a partial column holds of one part: name → array, read-only.
 
-    def _table(self, name: str) -> tuple[str, str, Any]:
-        """Return (group, path, schema) of a table."""
-        fixed = {
-            "tokens": tables.TOKENS,
-            "sequences": tables.SEQUENCES,
-            "documents": tables.DOCUMENTS,
-        }
-        if name in fixed:
-            return "tokens", f"{name}.parquet", fixed[name]
-        group = self.view.group(name if name in self.groups else name.removesuffix(BY_LATENT))
-        kinds = {column.kind for column in group.columns.values()}
-        if "codes" in kinds:
-            path = "codes.parquet" if group.name == name else "by_latent.parquet"
-            return group.name, path, tables.CODES
-        if "scalar" in kinds and group.name == name:
-            scalars = (column for column in group.columns.values() if column.kind == "scalar")
-            shapes = {column.name: (column.stored, column.shape) for column in scalars}
-            return group.name, "scalars.parquet", tables.scalars_schema(shapes)
-        raise NotFoundError(
-            f"group {name!r} has no table: its columns are dense. Nothing was read. Use read or gather.",
-            kind="table-missing",
-        )
+        Raises
+        ------
+        InvalidInputError
+            ``column-kind``: the column is not partial.
+        NotFoundError
+            ``part-missing``: the part is not committed.
+        """
+        return self._rows.partial(column, part)
+
+    # -- tables ----------------------------------------------------------------------------------------
 
     def arrow(self, name: str) -> Any:
         """Return a whole table as ``pyarrow.Table``: tokens, sequences, documents, or a group's name."""
-        group, path, schema = self._table(name)
+        group, path, schema = table_place(self.view, name)
         parts = [self.view.table(self.view.commit(group, p), path) for p in self.view.parts(group)]
         return tables.concat(parts) if parts else schema.empty_table()
 
     def table(self, name: str) -> tables.LazyFrame:
         """Return a table as a Polars lazy frame over the committed, verified files."""
-        group, path, schema = self._table(name)
+        group, path, schema = table_place(self.view, name)
         return tables.lazy(self.view.lazy_sources(group, path), schema)
 
     def tokens(self) -> tables.LazyFrame:

@@ -16,6 +16,35 @@ from store.view import View
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+BY_LATENT = "_by_latent"  # behind a codes group's name: its table sorted by latent
+_HOW = {"partial": "partial(column, part)", "codes": "arrow(group)"}
+
+
+def table_place(view: View, name: str) -> tuple[str, str, Any]:
+    """Return (group, path, schema) of a table: tokens, sequences, documents, or a group's name."""
+    fixed = {
+        "tokens": tables.TOKENS,
+        "sequences": tables.SEQUENCES,
+        "documents": tables.DOCUMENTS,
+    }
+    if name in fixed:
+        return "tokens", f"{name}.parquet", fixed[name]
+    group = view.group(name if name in view.groups else name.removesuffix(BY_LATENT))
+    kinds = {column.kind for column in group.columns.values()}
+    if "codes" in kinds:
+        path = "codes.parquet" if group.name == name else "by_latent.parquet"
+        return group.name, path, tables.CODES
+    if "scalar" in kinds and group.name == name:
+        scalars = (column for column in group.columns.values() if column.kind == "scalar")
+        shapes = {column.name: (column.stored, column.shape) for column in scalars}
+        return group.name, "scalars.parquet", tables.scalars_schema(shapes)
+    raise NotFoundError(
+        f"group {name!r} has no table: its columns are {' and '.join(sorted(kinds))}. Nothing was read. Use "
+        "read, gather or partial.",
+        kind="table-missing",
+    )
+
+
 def row_numbers(values: Any) -> Array:
     """Return row ids as ``int64[R]``; numbers that are not integers are refused, never rounded."""
     ids = np.asarray(values)
@@ -34,12 +63,23 @@ class Rows:
 
     view: View
 
+    def partial(self, column: str, part: int) -> dict[str, Array]:
+        """Return the state a partial column holds of one part: name → array, read-only."""
+        group, spec = self.view.resolve(column)
+        if spec.kind != "partial":
+            raise InvalidInputError(
+                f"column {spec.name!r} of group {group.name!r} is {spec.kind}; only partial columns hold "
+                "states. Nothing was read. `actlake inspect` shows what each column is.",
+                kind="column-kind",
+            )
+        return self.view.partial(self.view.commit(group.name, part), spec)
+
     def _resolve(self, column: str) -> tuple[Group, Column]:
         group, spec = self.view.resolve(column)
         if spec.kind not in {"dense", "scalar"}:
             raise InvalidInputError(
                 f"column {spec.name!r} of group {group.name!r} is {spec.kind}; read and gather take dense "
-                f"and scalar columns. Nothing was read. Use .arrow({group.name!r}).",
+                f"and scalar columns. Nothing was read. Use .{_HOW.get(spec.kind, 'arrow')}.",
                 kind="column-kind",
             )
         return group, spec

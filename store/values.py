@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from store.codecs import CODECS
 from store.errors import InvalidInputError
 from store.schema import Column
 from store.summary import bfloat16_bits, float32_of_bits
@@ -44,6 +46,46 @@ def check_codes(values: Any, rows: Array, place: str, state: str) -> None:
     raise InvalidInputError(
         f"codes put into {place} {what}. {state} Mend them.", kind="codes-mismatch"
     )
+
+
+def check_columns(group: str, columns: Mapping[str, Column], *, masked: bool) -> None:
+    """Raise ``column-kind`` unless columns of these kinds may be written together."""
+    kinds = [column.kind for column in columns.values()]
+    known = {"dense", "scalar", "codes", "partial"}
+    if (
+        not columns
+        or set(kinds) - known
+        or kinds.count("codes") > 1
+        or {"codes", "scalar"} <= set(kinds)
+        or {"partial"} < set(kinds)
+        or (masked and "partial" in kinds)
+    ):
+        raise InvalidInputError(
+            f"group {group!r} would have columns {', '.join(f'{c.name}: {c.spec}' for c in columns.values())}"
+            "; a group holds dense columns with scalar columns or with one codes column, or partial columns "
+            "alone and of all rows. Nothing was written. Split it into two groups.",
+            kind="column-kind",
+        )
+    for column in columns.values():
+        CODECS.get(column.codec)
+
+
+def check_shape(values: Any, column: Column, rows: int, place: str, state: str) -> None:
+    """Raise ``width-mismatch`` or ``rows-mismatch`` unless values are ``rows`` rows of a column."""
+    shape = tuple(np.shape(values))
+    if shape[1:] != column.shape:
+        raise InvalidInputError(
+            f"rows put into {place} have shape {list(shape[1:])}; column {column.name!r} holds "
+            f"{list(column.shape)}. {state} Put rows of the column's width.",
+            kind="width-mismatch",
+            column=column.name,
+        )
+    if shape[0] != rows:
+        raise InvalidInputError(
+            f"{rows} row ids but {shape[0]} rows of column {column.name!r} were put into {place}. {state} "
+            "Give one id a row.",
+            kind="rows-mismatch",
+        )
 
 
 def rows_of(values: Any, rows: Array, low: int, high: int) -> Any:

@@ -33,6 +33,7 @@ from store.errors import (
     StoreError,
     UnsupportedVersionError,
 )
+from store.partials import check_partial_size, decode_partial, partial_path
 from store.pins import load_pin
 from store.schema import NAME, Column, Group
 from store.shards import Scratch, ShardReader, identity
@@ -332,6 +333,14 @@ class View:
             size=item.size,
             scratch=self._scratch,
         )
+
+    def partial(self, commit: Commit, column: Column) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+        """Return the state in a partial column of a commit, verified; its arrays are read-only."""
+        path = partial_path(column.name)
+        key = commit.prefix + path
+        check_partial_size(commit.objects[path].size, key)
+        data = self.check(commit, path)
+        return decode_partial(self.storage.get(key) if data is None else data, key)
 
     def kept(self, commit: Commit) -> np.ndarray[Any, np.dtype[np.int64]] | None:
         """Return the row ids a masked group's part holds, or None where it holds all."""

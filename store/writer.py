@@ -14,17 +14,23 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from store import layout, tables
-from store.codecs import CODECS
 from store.commits import Attempt, Commit, declare_group
 from store.errors import ConflictError, InvalidInputError
-from store.rows import row_numbers
+from store.partials import encode_partial, partial_path
+from store.rows import BY_LATENT, row_numbers
 from store.schema import Column, Group, check_name
 from store.summary import Summary
-from store.values import Codes, check_codes, rows_of, stored_values
+from store.values import (
+    Codes,
+    check_codes,
+    check_columns,
+    check_shape,
+    rows_of,
+    stored_values,
+)
 from store.view import View
 
 Array = np.ndarray[Any, np.dtype[Any]]
-BY_LATENT = "_by_latent"  # behind a codes group's name: its table sorted by latent
 
 
 class Home(Protocol):
@@ -79,7 +85,7 @@ class Writer:
         self._open: _OpenPart | None = None
         self.committed: list[Commit] = []
         self.passed_rows = 0
-        _check_columns(group, columns)
+        check_columns(group, columns, masked=recipe.get("mask") is not None)
         if group in {"sequences", "documents", "document_parts"} or group.endswith(BY_LATENT):
             raise InvalidInputError(
                 f"a group may not be called {group!r}: a table of that name is there already. Nothing was "
@@ -139,6 +145,37 @@ class Writer:
             mine = {name: rows_of(v, rows, low, high) for name, v in values.items()}
             self._put_part(part, rows[low:high], mine, raw=raw)
 
+    def put_partial(self, part: int, values: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write what a part comes to, and commit it; a part that is committed is passed over.
+
+        Parameters
+        ----------
+        part
+            A committed part of the tokens.
+        values
+            Every column of the group: name → array (floats of 32 or 64 bits, integers) of any shape, NaN and
+            infinities included; at most 64 MiB a column.
+
+        Raises
+        ------
+        InvalidInputError
+            ``missing-column``, ``unknown-column``, ``column-kind``, ``bad-name``, ``dtype-mismatch`` or
+            ``partial-too-large``. Nothing of the part is written.
+        """
+        self._check_columns_given(values, "partial")
+        if self.done(part):
+            self.passed_rows += self._store.view.commit("tokens", part).rows
+            return
+        files = {partial_path(name): encode_partial(values[name], name) for name in values}
+        at = self._open = self._begin(part)
+        try:
+            for path, data in files.items():
+                at.attempt.put(path, data, at.tokens.rows)
+            self._make_visible(at, at.tokens.rows)
+        except BaseException:
+            self.abandon()
+            raise
+
     def _check_return(self, part: int) -> None:
         """Raise where a sample goes back to a part this writer finished: its rows would be lost."""
         if self.group.masked and any(commit.part == part for commit in self.committed):
@@ -150,7 +187,8 @@ class Writer:
                 part=part,
             )
 
-    def _check_values(self, rows: Array, values: Mapping[str, Any]) -> None:
+    def _check_columns_given(self, values: Mapping[str, Any], *kinds: str) -> None:
+        """Raise unless exactly the group's columns are given, and all are of some kinds."""
         place = f"group {self.group.name!r} of {self._store.url}"
         state = "The unfinished part was dropped; committed parts stand."
         for kind, names in {
@@ -163,6 +201,19 @@ class Writer:
                     f"columns are {', '.join(self.group.columns)}. {state}",
                     kind=kind,
                 )
+        for column in self.group.columns.values():
+            if column.kind not in kinds:
+                raise InvalidInputError(
+                    f"column {column.name!r} of {place} is {column.kind}; this writes {', '.join(kinds)} "
+                    f"columns. {state} Partial columns take put_partial, all others put.",
+                    kind="column-kind",
+                    column=column.name,
+                )
+
+    def _check_values(self, rows: Array, values: Mapping[str, Any]) -> None:
+        self._check_columns_given(values, "dense", "scalar", "codes")
+        place = f"group {self.group.name!r} of {self._store.url}"
+        state = "The unfinished part was dropped; committed parts stand."
         if (np.diff(rows) <= 0).any():
             raise InvalidInputError(
                 f"row ids put into {place} do not ascend. {state} Sort them; put each row once.",
@@ -172,7 +223,7 @@ class Writer:
             if column.kind == "codes":
                 check_codes(values[name], rows, place, state)
             else:
-                _check_shape(values[name], column, len(rows), place, state)
+                check_shape(values[name], column, len(rows), place, state)
 
     def _put_part(self, part: int, ids: Array, values: Mapping[str, Any], *, raw: bool) -> None:
         if self._open is None or self._open.tokens.part != part:
@@ -252,8 +303,11 @@ class Writer:
             at.attempt.put("scalars.parquet", data, at.rows)
         if any(column.kind == "codes" for column in self.group.columns.values()):
             _put_codes(at.attempt, at.codes)
+        self._make_visible(at, at.rows)
+
+    def _make_visible(self, at: _OpenPart, rows: int) -> None:
         commit = at.attempt.commit(
-            at.rows,
+            rows,
             tokens=at.tokens.hash,
             summary={name: summary.to_json() for name, summary in at.summary.items()},
             provenance=self._provenance,
@@ -303,42 +357,6 @@ class Writer:
             self.close()
         else:
             self.abandon()
-
-
-def _check_columns(group: str, columns: Mapping[str, Column]) -> None:
-    kinds = [column.kind for column in columns.values()]
-    known = {"dense", "scalar", "codes"}
-    if (
-        not columns
-        or set(kinds) - known
-        or kinds.count("codes") > 1
-        or {"codes", "scalar"} <= set(kinds)
-    ):
-        raise InvalidInputError(
-            f"group {group!r} would have columns {', '.join(f'{c.name}: {c.spec}' for c in columns.values())}"
-            "; a group holds dense columns with scalar columns or with one codes column. Nothing was "
-            "written. Split it into two groups.",
-            kind="column-kind",
-        )
-    for column in columns.values():
-        CODECS.get(column.codec)
-
-
-def _check_shape(values: Any, column: Column, rows: int, place: str, state: str) -> None:
-    shape = tuple(np.shape(values))
-    if shape[1:] != column.shape:
-        raise InvalidInputError(
-            f"rows put into {place} have shape {list(shape[1:])}; column {column.name!r} holds "
-            f"{list(column.shape)}. {state} Put rows of the column's width.",
-            kind="width-mismatch",
-            column=column.name,
-        )
-    if shape[0] != rows:
-        raise InvalidInputError(
-            f"{rows} row ids but {shape[0]} rows of column {column.name!r} were put into {place}. {state} "
-            "Give one id a row.",
-            kind="rows-mismatch",
-        )
 
 
 def _put_codes(attempt: Attempt, blocks: list[Codes]) -> None:

@@ -22,20 +22,27 @@ PUBLIC: dict[str, list[str]] = {
     "ingest": [],
     "ingest.models": [
         "ADAPTERS", "Anatomy", "AttentionSpec", "HookedModel", "LoadedModel", "ModelAdapter",
-        "Rotary", "SiteInfo", "Tap", "adapt", "attend", "bundled", "check_device", "hardware_class", "load",
+        "Rotary", "SiteInfo", "Tap", "adapt", "attend", "attention_sites", "bundled",
+        "bundled_causal", "check_device", "hardware_class", "load",
         "merge", "provenance", "resolve_dtype", "resolve_sites", "rotate", "scores",
     ],
+    "ingest.models.metrics": ["METRICS", "Examples", "Metric", "metric_name"],
     "ingest.sources": ["SOURCES"],
     "jobs": [],
+    "jobs.circuits": ["STATISTICS"],
     "jobs.config": [
-        "Demo", "Encode", "Eval", "Ingest", "Inspect", "Latents", "Names", "Numbers", "Positional",
-        "Query", "ReportOn", "Rows", "Tables", "Train", "Verb", "Verify", "Words", "to_yaml",
+        "BenchAttention", "BenchCodes", "Demo", "Encode", "Eval", "Ingest", "Inspect", "Latents", "Names", "Numbers", "Placed", "Positional",
+        "Query", "ReportOn", "Rows", "Shares", "Status", "Stats", "Tables", "Train", "Verb", "Verify", "Words", "to_yaml",
     ],
     "jobs.dictionaries": ["VARIANTS", "EvalResult", "TrainConfig", "Trained", "evaluate", "train"],
     "jobs.features": [
         "ContextsConfig", "Encoded", "describe_tables", "encode", "frame", "pair_passages", "passage",
         "query", "render_frame", "table_names", "telling", "top_passages",
     ],
+    "jobs.interventions": [
+        "OPERATIONS", "Intervention", "Runner", "ablate_heads", "head_ablations", "site_means", "site_values",
+    ],
+    "jobs.kernels": ["EXECUTORS", "PLANNERS", "QKV", "BlockPlan", "Budget", "Tiles"],
     "jobs.report": ["render"],
     "jobs.verbs": ["VERBS", "Answer", "Context"],
     "store": [

@@ -1,6 +1,6 @@
 """Models as named sites: load one, resolve site names, capture values, recompute attention."""
 
-from ingest.models.attention import attend, merge, rotate
+from ingest.models.attention import attend, merge, rotate, scores
 from ingest.models.contract import (
     ADAPTERS,
     Anatomy,
@@ -12,10 +12,10 @@ from ingest.models.contract import (
     Tap,
 )
 from ingest.models.dtypes import check_device, hardware_class, provenance, resolve_dtype
-from ingest.models.files import bundled
+from ingest.models.files import bundled, bundled_causal
 from ingest.models.hooks import HookedModel, adapt
 from ingest.models.load import load
-from ingest.models.sites import resolve_sites
+from ingest.models.sites import attention_sites, resolve_sites
 
 __all__ = [
     "ADAPTERS",
@@ -29,7 +29,9 @@ __all__ = [
     "Tap",
     "adapt",
     "attend",
+    "attention_sites",
     "bundled",
+    "bundled_causal",
     "check_device",
     "hardware_class",
     "load",
@@ -38,4 +40,5 @@ __all__ = [
     "resolve_dtype",
     "resolve_sites",
     "rotate",
+    "scores",
 ]

@@ -84,6 +84,29 @@ def attend(
     return torch.cat([z for z, _ in parts], 1), torch.cat([lse for _, lse in parts], 1)
 
 
+def scores(
+    q_BTHd: Tensor,
+    k_BSGd: Tensor,
+    spec: AttentionSpec,
+    mask_BS: Tensor | None = None,
+    *,
+    query_start: int = 0,
+    key_start: int = 0,
+) -> Tensor:
+    """Return the scores of every query with every key given, ``[B, H, T, S]``, ``-inf`` where hidden.
+
+    Arguments are those of `attend`; float32 (float64 for float64 inputs). All of them are in memory at
+    once: hand in blocks.
+
+    Raises
+    ------
+    ModelError
+        ``bad-input`` where shapes disagree with ``spec`` or each other.
+    """
+    _check(q_BTHd, k_BSGd, k_BSGd, spec, mask_BS, block=1)
+    return _masked(q_BTHd, k_BSGd, spec, mask_BS, query_start, key_start).flatten(1, 2)
+
+
 def merge(one: Attended, other: Attended) -> Attended:
     """Return the attention over the keys of both, given the attention over each.
 
@@ -151,8 +174,23 @@ def _one_block(
     query_start: int,
     key_start: int,
 ) -> Attended:
-    scores_BGgTS = _scores(q_BTHd, k_BSGd, spec)
+    scores_BGgTS = _masked(q_BTHd, k_BSGd, spec, mask_BS, query_start, key_start)
     v_BGSd = v_BSGd.to(scores_BGgTS.dtype).transpose(1, 2)
+    if mask_BS is not None:
+        v_BGSd = v_BGSd.masked_fill((mask_BS == 0)[:, None, :, None], 0.0)
+    return _mean(scores_BGgTS, v_BGSd)
+
+
+def _masked(
+    q_BTHd: Tensor,
+    k_BSGd: Tensor,
+    spec: AttentionSpec,
+    mask_BS: Tensor | None,
+    query_start: int,
+    key_start: int,
+) -> Tensor:
+    """Return scores ``[B, G, g, T, S]``, ``-inf`` where the key may not be seen."""
+    scores_BGgTS = _scores(q_BTHd, k_BSGd, spec)
     queries, keys = scores_BGgTS.shape[-2:]
     hidden_TS = _hidden(spec, queries, keys, query_start, key_start, q_BTHd.device)
     if hidden_TS is not None:
@@ -160,8 +198,7 @@ def _one_block(
     if mask_BS is not None:
         hidden_BS = mask_BS == 0
         scores_BGgTS = scores_BGgTS.masked_fill(hidden_BS[:, None, None, None, :], -torch.inf)
-        v_BGSd = v_BGSd.masked_fill(hidden_BS[:, None, :, None], 0.0)
-    return _mean(scores_BGgTS, v_BGSd)
+    return scores_BGgTS
 
 
 def _scores(q_BTHd: Tensor, k_BSGd: Tensor, spec: AttentionSpec) -> Tensor:

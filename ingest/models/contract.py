@@ -2,8 +2,8 @@
 
 A family describes where its sites lie in its own Hugging Face modules (`Anatomy` of `Tap`s) and
 nothing else; `ingest.models.hooks` turns the description into a `ModelAdapter`. The price is that
-a site must be a view of one module's first input or output: sums that no module sees cannot be
-sites.
+a site must be a view of one module's first input or output, or of what an attention module hands
+to its attention function: sums that none of them sees cannot be sites.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class AttentionSpec:
     window: int | None = None
     """Where set, position i sees only positions j with ``|i - j| < window``."""
     rotary: Rotary | None = None
-    """Where set, captured q and k are before rotation: `ingest.models.rotate` turns them first."""
+    """Where set, ``attn.q`` and ``attn.k`` are before rotation (`ingest.models.rotate` turns them) and
+    ``attn.rot_q`` and ``attn.rot_k`` after it, the very tensors attention saw."""
 
 
 def whole(value: Tensor) -> Tensor:
@@ -75,12 +76,17 @@ def whole(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """Where one site lies: an end of one module, and the view of its tensor."""
+    """Where one site lies: an end of one module, and the view of its tensor.
+
+    ``in`` is a module's first input and ``out`` its (first) output. ``query`` and ``key`` are what an
+    attention module hands to its attention function, ``[B, heads, T, dh]``: after rotation, and after
+    norms of q and k where a model has them (`ingest.models.seam`).
+    """
 
     module: str
     """Path below the base model, ``{l}`` standing for the block: ``h.{l}.attn.c_proj``."""
-    end: Literal["in", "out"]
-    """Whether the site is the module's first input or its (first) output."""
+    end: Literal["in", "out", "query", "key"]
+    """Which of the module's tensors it is."""
     shape: tuple[int, ...]
     """Shape of one token's value."""
     view: Callable[[Tensor], Tensor] = whole
@@ -108,6 +114,9 @@ class Anatomy:
     """Sites ahead of the blocks: whole name → tap."""
     after: Mapping[str, Tap] = field(default_factory=dict)
     """Sites behind the blocks: whole name → tap."""
+    rotary: str | None = None
+    """Path of the module that turns q and k, below the base model: the ``inv_freq`` and
+    ``attention_scaling`` it holds complete each block's `AttentionSpec`."""
 
 
 class Family(Protocol):

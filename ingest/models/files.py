@@ -73,6 +73,11 @@ def bundled() -> Path:
     return Path(places[0]) / "model"
 
 
+def bundled_causal() -> Path:
+    """Return the folder of the small causal model that comes with this package (Llama type, trained here)."""
+    return Path(__file__).parent / "weights" / "tiny-llama"
+
+
 def locate(model: str | Path, revision: str | None = None) -> tuple[Path, str | None]:
     """Return the folder of a local model or hub id, fetched if need be, and the hub commit.
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ingest.errors import ModelError, SiteError
-from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, SiteInfo, Tap
+from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Rotary, SiteInfo, Tap
+from ingest.models.seam import listen_at
 from ingest.models.sites import unknown_site
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ def heads_of_slice(start: int, count: int, head_width: int) -> Callable[[Tensor]
     stop = start + count * head_width
     cut = heads_of(count, head_width)
     return lambda value: cut(value[..., start:stop])
+
+
+def positions_first(value_BHTd: Tensor) -> Tensor:
+    """Return the view ``[B, H, T, dh] → [B, T, H, dh]`` of what attention sees."""
+    return value_BHTd.transpose(1, 2)
 
 
 class _LastSiteReached(BaseException):
@@ -70,6 +76,7 @@ class HookedModel:
         self._base: nn.Module = base
         self._prefix = str(getattr(base, "base_model_prefix", ""))
         self._attention = anatomy.attention
+        self._rotary = anatomy.rotary
         self._taps = _taps(anatomy)
 
     def sites(self) -> dict[str, SiteInfo]:
@@ -95,7 +102,12 @@ class HookedModel:
                 f"there is no block {layer}; the {self.family} model has blocks 0 to "
                 f"{self.layers - 1}."
             )
-        return self._attention(layer)
+        spec = self._attention(layer)
+        if self._rotary is None:
+            return spec
+        turn: Any = self._base.get_submodule(self._rotary)
+        frequencies = tuple(turn.inv_freq.float().tolist())
+        return replace(spec, rotary=Rotary(frequencies, float(turn.attention_scaling)))
 
     def listen(self, site: str, fn: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
         """Call ``fn`` with the value of ``site``, ``[B, T, *shape]``, in every forward.
@@ -112,6 +124,8 @@ class HookedModel:
             raise unknown_site(site, self)
         tap = self._taps[site]
         module = self._base.get_submodule(tap.module)
+        if tap.end == "query" or tap.end == "key":
+            return listen_at(module, tap.end, partial(_edited, tap, fn))
         if tap.end == "out":
             return module.register_forward_hook(partial(_on_output, tap, fn))
         return module.register_forward_pre_hook(partial(_on_input, tap, fn), with_kwargs=True)

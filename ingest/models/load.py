@@ -70,6 +70,7 @@ def load(
         folder, commit = locate(model, revision)
         found = read_checkpoint(folder, commit)
         family = family_of(found.config["model_type"])
+        _check_config(found, family)
         tokens = _tokenizer(folder if tokenizer is None else locate(tokenizer)[0])
         network = _network(found, family.spare, getattr(torch, compute), attn_implementation)
         adapter = adapt(network)
@@ -130,6 +131,29 @@ def _tokenizer(folder: Path) -> Any:
         ) from error
 
 
+def _check_config(found: Checkpoint, family: Any) -> None:
+    """Raise where the family cannot describe a model of this config, before its weights are read."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        family.anatomy(
+            AutoConfig.from_pretrained(
+                str(found.folder), local_files_only=True, trust_remote_code=False
+            )
+        )
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ArithmeticError,
+        StrictDataclassError,
+    ) as error:
+        raise _unloadable(found.folder, _first_line(error)) from error
+
+
 def _network(
     found: Checkpoint, spare: tuple[str, ...], dtype: torch.dtype, attn_implementation: str
 ) -> Any:
@@ -187,5 +211,7 @@ def _unloadable(folder: Path, found: str) -> ModelError:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    # Some end their first line with a colon and say what is wrong in the next.
+    said = f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and lines[1:] else lines[0]
+    return said.rstrip(".")

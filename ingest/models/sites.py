@@ -16,7 +16,7 @@ from ingest.errors import SiteError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ingest.models.contract import SiteInfo
+    from ingest.models.contract import AttentionSpec, SiteInfo
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _SET = re.compile(r"\{([^{}]*)\}")
@@ -56,6 +56,30 @@ class _Sited(Protocol):
     def sites(self) -> dict[str, SiteInfo]: ...
 
     def aliases(self) -> dict[str, tuple[str, ...]]: ...
+
+
+class _Attending(Protocol):
+    def attention(self, layer: int, /) -> AttentionSpec: ...
+
+
+def attention_sites(model: _Attending, layer: int) -> tuple[str, str, str, str]:
+    """Return the sites of the q, k and v that attention of a block sees, and of z, what comes of them.
+
+    q and k are ``attn.rot_q`` and ``attn.rot_k`` where the model turns them, else ``attn.q`` and ``attn.k``.
+
+    Parameters
+    ----------
+    model
+        An adapter, or anything else that gives a block's `AttentionSpec`.
+
+    Raises
+    ------
+    SiteError
+        The model has no such block.
+    """
+    turned = "rot_" if model.attention(layer).rotary is not None else ""
+    block = f"blocks.{layer}.attn"
+    return f"{block}.{turned}q", f"{block}.{turned}k", f"{block}.v", f"{block}.z"
 
 
 def resolve_sites(patterns: Sequence[str], adapter: _Sited) -> list[str]:

@@ -2,14 +2,20 @@
 
 from tyro.conf import Positional
 
-from jobs.config.base import Latents, Names, Numbers, Rows, Verb, Words, to_yaml
+from jobs.config.base import Latents, Names, Numbers, Rows, Shares, Verb, Words, to_yaml
+from jobs.config.bench import BenchAttention, BenchCodes
+from jobs.config.circuits import Stats
 from jobs.config.demo import Demo
 from jobs.config.dictionaries import Encode, Eval, Train
 from jobs.config.ingest import Ingest
+from jobs.config.placement import Placed
+from jobs.config.status import Status
 from jobs.config.stores import Inspect, ReportOn, Verify
 from jobs.config.tables import Query, Tables
 
 __all__ = [
+    "BenchAttention",
+    "BenchCodes",
     "Demo",
     "Encode",
     "Eval",
@@ -18,10 +24,14 @@ __all__ = [
     "Latents",
     "Names",
     "Numbers",
+    "Placed",
     "Positional",
     "Query",
     "ReportOn",
     "Rows",
+    "Shares",
+    "Stats",
+    "Status",
     "Tables",
     "Train",
     "Verb",

@@ -16,7 +16,7 @@ from tyro import MISSING
 from tyro.constructors import PrimitiveConstructorSpec
 
 from jobs.errors import UsageError
-from jobs.values import BINARY, DECIMAL, count, fitted, grid, split_names
+from jobs.values import BINARY, DECIMAL, count, fitted, grid, share, split_names
 
 
 def _spec(read: Any, show: Any, metavar: str, kind: type) -> PrimitiveConstructorSpec[Any]:
@@ -39,6 +39,7 @@ def _grid(read: Any, metavar: str) -> PrimitiveConstructorSpec[Any]:
 Rows = Annotated[int, _spec(lambda t: count(t, DECIMAL), str, "N", int)]
 Latents = Annotated[tuple[int, ...], _grid(lambda t: count(t, BINARY), "N")]
 Numbers = Annotated[tuple[int, ...], _grid(int, "N")]
+Shares = Annotated[tuple[float, ...], _grid(share, "X")]
 Names = Annotated[tuple[str, ...], _spec(split_names, ",".join, "NAME[,NAME…]", tuple)]
 Words = Annotated[tuple[str, ...], _grid(str, "NAME")]
 

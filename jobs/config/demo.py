@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from jobs.config.base import Latents, Names, Numbers, Rows, Verb
+from jobs.config.base import Latents, Names, Numbers, Rows
+from jobs.config.placement import Placed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo(Verb):
-    """Run the main job on real input: text → store → dictionary → report.
+class Demo(Placed):
+    """Run the main job on real input: text → stores → dictionary, heads, kernels → report.
 
     Example: actlake demo --rows 100k
     """
@@ -34,3 +35,9 @@ class Demo(Verb):
     """Root of all seeds."""
     dtype: str = "auto"
     """Compute and store dtype: auto, float32, bfloat16, float16."""
+    heads_model: str | None = None
+    """Folder or hub id of a causal model whose heads are looked at; default: the small one in this package."""
+    heads_rows: Rows = 32_768
+    """Rows of text for it."""
+    runtime: str = "ray"
+    """Where parts are worked on: ray (workers on this machine or a cluster) or in_process (one worker, here)."""

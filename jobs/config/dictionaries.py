@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from tyro.conf import Positional
 
 from jobs.config.base import Latents, Numbers, Rows, Verb, Words
+from jobs.config.placement import Placed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Train(Verb):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(Verb):
+class Eval(Placed):
     """Evaluate a dictionary on held-out rows.
 
     Example: actlake eval runs/results/train-1a2b3c4d --on ./store
@@ -60,7 +61,7 @@ class Eval(Verb):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encode(Verb):
+class Encode(Placed):
     """Write a dictionary's codes of every row as a group of the store.
 
     Example: actlake encode runs/results/train-1a2b3c4d --on ./store --group codes

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from jobs.config.base import Names, Rows, Verb
+from jobs.config.base import Names, Rows, Words
+from jobs.config.placement import Placed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ingest(Verb):
+class Ingest(Placed):
     """Run a model over text once and keep what its sites held.
 
     Example: actlake ingest --model ./gpt2 --corpus texts/ --out ./store --sites "blocks.{3,5}.resid_post"
@@ -26,6 +27,8 @@ class Ingest(Verb):
     """Rows to take at most."""
     sites: Names = ("@50%",)
     """Site names, sets blocks.{3,5}.resid_post, blocks.*.attn.z, or @50%."""
+    stats: Words | None = None
+    """Circuit statistics to compute while the model runs; their sites need not be stored."""
     group: str | None = None
     """Name of the group to write; default: acts."""
     context: int | None = None
@@ -58,5 +61,5 @@ class Ingest(Verb):
     """As transformers names it."""
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
-    runtime: str = "in_process"
-    """Where parts are worked on."""
+    shard: str | None = None
+    """Do share I of N, as 0/3; start one process for each, anywhere the store is."""

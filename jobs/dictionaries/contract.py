@@ -137,11 +137,18 @@ class Dictionary(nn.Module):
 
     def activate(self, x_RD: Tensor) -> tuple[Pattern, Tensor]:
         """Return the active pairs of a batch in training mode and their values [N]."""
-        centred_RD = x_RD - self.b_dec_D
+        centred_RD = x_RD - self.b_dec_D.detach()
         pattern = self.sparsifier(
             LinearScores(centred_RD, self.w_enc_LD, self.b_enc_L, self.compute_dtype)
         )
-        pre = pre_activations(centred_RD, self.w_enc_LD, self.b_enc_L, pattern, self.ops)
+        pre = pre_activations(
+            centred_RD,
+            self.w_enc_LD,
+            self.b_enc_L,
+            pattern,
+            self.ops,
+            origin_D=self.b_dec_D,
+        )
         return pattern, torch.relu(pre)
 
     def decode(self, pattern: Pattern, value: Tensor) -> Tensor:
@@ -168,6 +175,20 @@ class Dictionary(nn.Module):
         """Return the training objective of a batch, a scalar."""
         terms = [weight * loss(forward) for weight, loss in self.losses]
         return torch.stack(terms).sum()
+
+
+class OpsChooser(Protocol):
+    """Says which operations a run uses. A run keeps what ``choose`` said and builds from it on every resume."""
+
+    def choose(
+        self, *, rows: int, width: int, latents: int, k: int, device: str = "cpu"
+    ) -> dict[str, Any]:
+        """Return the choice for batches of ``rows`` rows with k latents each: JSON values, never by a clock."""
+        ...
+
+    def build(self, choice: Mapping[str, Any]) -> CodeOps:
+        """Return the operations of a choice."""
+        ...
 
 
 class Variant(Protocol):

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ingest.contract import Runtime
-from jobs.codebook import Codebook
-from jobs.dictionaries.contract import TrainConfig
+from jobs.codebook import Codebook, CodeOps
+from jobs.dictionaries.contract import OpsChooser, TrainConfig
 from jobs.dictionaries.evaluate import EvalPartial, EvalResult, finalize, massive_norm_of
 from jobs.dictionaries.train import train
-from jobs.errors import RefusedError
+from jobs.errors import JobError, RefusedError
 from jobs.feed import Condition, StoreFeed, blocks, usual_rows
 from jobs.results import Result
 from jobs.run import map_merge
@@ -30,6 +30,7 @@ from store.windows import free_memory_bytes
 Log = Callable[[dict[str, Any]], None]
 CURVE_POINTS = 100
 WINDOW_FILE = "window.json"
+OPS_FILE = "ops.json"
 CURVE = ("step", "rows", "fvu", "l0", "dead", "threshold", "rows_per_second", "seconds")
 
 
@@ -43,8 +44,15 @@ def train_on(
     window_rows: int | None = None,
     log: Log | None = None,
     should_stop: Callable[[], bool] | None = None,
+    chooser: OpsChooser | None = None,
 ) -> tuple[Codebook, Result]:
     """Train a dictionary on a site's ordinary rows, or take up the run that is there.
+
+    Parameters
+    ----------
+    chooser
+        Says which operations to train with when the run begins; file ``ops.json`` keeps its word for every
+        resume. None: the plain ones.
 
     Returns
     -------
@@ -73,6 +81,7 @@ def train_on(
         return load(result.path), result
     with result:
         feed.window_rows = _settled_window(result, feed)
+        ops = _settled_ops(result, feed, config, chooser)
 
         def note(entry: dict[str, Any]) -> None:
             result.log(entry)
@@ -85,6 +94,7 @@ def train_on(
             out=result.path,
             log=note,
             should_stop=should_stop,
+            ops=ops,
             log_every=max(1, config.steps // CURVE_POINTS),
         )
         if not trained.state["finished"]:
@@ -125,6 +135,31 @@ def _settled_window(result: Result, feed: StoreFeed) -> int:
     if not (result.path / WINDOW_FILE).exists():
         result.write_file(WINDOW_FILE, json.dumps({"window_rows": feed.window_rows}).encode())
     return int(json.loads(result.read_file(WINDOW_FILE))["window_rows"])
+
+
+def _settled_ops(
+    result: Result, feed: StoreFeed, config: TrainConfig, chooser: OpsChooser | None
+) -> CodeOps | None:
+    """Return the operations of the run's first start: others would give other low bits.
+
+    A run that has checkpoints but no choice began with the plain ones.
+    """
+    if not (result.path / OPS_FILE).exists():
+        if chooser is None or (result.path / "checkpoints").exists():
+            return None
+        variant = config.build_variant()
+        choice = chooser.choose(
+            rows=config.batch_rows, width=feed.width, latents=variant.latents, k=variant.k
+        )
+        result.write_file(OPS_FILE, json.dumps(choice, indent=1, sort_keys=True).encode())
+    choice = json.loads(result.read_file(OPS_FILE))
+    if chooser is None:
+        raise JobError(
+            f"training was to go on in {result.path}, which began with the operations {choice.get('forms')} of a "
+            "chooser; none was given. Nothing was changed. Give one (`actlake train` does), or another folder.",
+            kind="no-chooser",
+        )
+    return chooser.build(choice)
 
 
 def pin_of(store: Store, site: str) -> str:

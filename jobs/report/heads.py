@@ -67,29 +67,88 @@ def _share(value: float) -> str:
     return f"{value:.2f}".removeprefix("0") if value < 0.995 else "1"
 
 
-def ablation(key: str, found: Table, label: Any) -> Html:
-    """Return the loss on repeated random tokens with heads switched off, by seed of the data."""
-    lines = [
-        (
-            what,
-            heads_off or "–",
-            numbers.decimal(found["base"][i], trim=False),
-            numbers.decimal(found["intervened"][i], trim=False),
-            numbers.signed(found["intervened"][i] - found["base"][i]),
-            str(found["seed"][i]),
-        )
-        for i, (what, heads_off) in enumerate(zip(found["condition"], found["heads"], strict=True))
-    ]
-    head = ("switched off", "layer.head", "loss before", "loss after", "change", "seed")
+def ablation(key: str, found: Table, verdicts: Table, label: Any) -> Html:
+    """Return what switching heads off does to the loss on repeated tokens: the top head, each head, sets of them."""
     said = element(
         "p",
-        "Loss in nats on the second copy of repeated random tokens, where only a head that finds the earlier "
-        "copy can help; each seed draws other tokens.",
+        "Loss in nats on the second copy of repeated random tokens, where only a head that finds the earlier copy can "
+        "help. A head is switched off by putting its mean in its place; other heads may stand in for it, so all "
+        "high-scoring heads together and as many low-scoring ones of the same layers are switched off too. The top "
+        "head is confirmed where the interval of its rise lies above zero and above the rise of every low-scoring "
+        "head of its layer. Each seed draws other tokens.",
         class_="note",
     )
     return section(
-        key, join(["Ablation", label]), said, table("Heads off", head, lines, text_columns=2)
+        key,
+        join(["Ablation", label]),
+        said,
+        _verdicts(verdicts),
+        element("div", _rises(found), class_="figures two maps"),
+        _sets(found),
     )
+
+
+def _verdicts(found: Table) -> Html:
+    head = ("seed", "top head", "score", "rise", "95 % interval", "rank", "low scores", "confirmed")
+    lines = [
+        (
+            str(found["seed"][i]),
+            f"{found['layer'][i]}.{found['head'][i]}",
+            _plain(found["score"][i]),
+            numbers.signed(found["rise"][i]),
+            f"{_plain(found['rise_low'][i])} to {_plain(found['rise_high'][i])}",
+            str(found["rank"][i]),
+            _plain(found["weak_rise"][i]),
+            "yes" if found["confirmed"][i] else "no",
+        )
+        for i in range(len(found["seed"]))
+    ]
+    return table("The head with the top score, switched off alone", head, lines, text_columns=2)
+
+
+def _rises(found: Table) -> Html:
+    """Return the rise by single heads, a mean over seeds, as a heat map."""
+    single = np.array([what == "head" for what in found["what"]])
+    layer, head, rise = (found[name][single] for name in ("layer", "head", "rise"))
+    if not len(layer):
+        return element("p", "No single heads.")
+    shape = (int(layer.max()) + 1, int(head.max()) + 1)
+    total, count = np.zeros(shape), np.zeros(shape)
+    np.add.at(total, (layer, head), rise)
+    np.add.at(count, (layer, head), 1)
+    with np.errstate(invalid="ignore"):
+        grid = total / count
+    return heat(
+        "Rise of the loss",
+        "nats, each head switched off alone, a mean over seeds",
+        "layer",
+        range(shape[1]),
+        [(str(number), row.tolist()) for number, row in enumerate(grid)],
+        full=max(float(np.nanmax(grid)), 1e-9),
+        say=lambda value: f"{value:.2f}".replace("-", "\u2212"),
+    )
+
+
+def _sets(found: Table) -> Html:
+    names = {"strong": "all high-scoring heads", "weak": "as many low-scoring ones"}
+    lines = [
+        (
+            names[what],
+            str(found["heads"][i]),
+            _plain(found["loss_second_before"][i]),
+            _plain(found["loss_second_after"][i]),
+            numbers.signed(found["rise"][i]),
+            str(found["seed"][i]),
+        )
+        for i, what in enumerate(found["what"])
+        if what in names
+    ]
+    head = ("switched off", "heads", "loss before", "loss after", "rise", "seed")
+    return table("Several heads switched off together", head, lines)
+
+
+def _plain(value: float) -> str:
+    return numbers.decimal(value, trim=False)
 
 
 def passages(key: str, found: Table, tokens: Table, label: Any) -> Html:

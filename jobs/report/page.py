@@ -13,7 +13,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import JobError
-from jobs.report import dictionary, heads, numbers, passages, runs, store, tables
+from jobs.report import dictionary, heads, kernels, numbers, passages, runs, store, tables
 from jobs.report.markup import Html, element, join
 
 if TYPE_CHECKING:
@@ -27,9 +27,12 @@ _SECTIONS: dict[str, tuple[tuple[str, ...], Callable[..., Html]]] = {
     "Training": (("curve",), dictionary.training),
     "Latents": ((), passages.telling),
     "Heads": (("heads",), heads.heads),
-    "Sinks": (("sinks",), heads.sinks),
+    "Sinks": (("attention_sinks",), heads.sinks),
     "Where heads look": (("head_passages", "head_tokens"), heads.passages),
-    "Ablation": (("ablation",), heads.ablation),
+    "Ablation": (("ablation", "confirmation"), heads.ablation),
+    "Sparse attention": (("attention", "structure"), kernels.attention),
+    "Attention times": (("timing", "attention"), kernels.timing),
+    "Sparse codes": (("codes", "crossover"), kernels.codes),
 }
 """Sections in the order they are told: the tables each is drawn from, where these are told apart by name alone."""
 

@@ -10,9 +10,13 @@ A report recomputes nothing. It takes a result for what its tables say, whatever
 - ``telling``: latents worth showing; ``contexts``: one row per passage, rank 0 the strongest;
   ``context_tokens``: the texts of each passage, which join in order of offset (from the top token), with the
   latent's activation there, 0 if silent;
-- ``heads``: what each attention head looks at; ``sinks``: how much it gives to the first positions;
+- ``heads``: what each attention head looks at; ``attention_sinks``: how much it gives to the first positions;
 - ``head_passages``: one row per pair of rows a head connects; ``head_tokens``: the texts around both;
-- ``ablation``: a loss with and without some heads, by seed.
+- ``ablation``: the loss on repeated tokens with and without some heads, by seed; ``confirmation``: what that says of
+  the head with the top score;
+- ``attention``: what planners of sparse attention keep and miss, by sequence; ``structure``: how much of that is
+  owed to what real tensors have and controls lack; ``timing``: what they take;
+- ``codes``: forms of the products of sparse codes; ``crossover``: where sparse ones overtake dense ones.
 
 Columns beyond those of ``SCHEMAS`` are left alone.
 """
@@ -50,7 +54,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "layer": "i", "head": "i", "prefix_matching": "f", "previous_token": "f",
         "duplicate_token": "f",
     },
-    "sinks": {"layer": "i", "head": "i", "position": "i", "alpha": "f", "sink_rate": "f"},
+    "attention_sinks": {"layer": "i", "head": "i", "position": "i", "alpha": "f", "sink_rate": "f"},
     "head_passages": {
         "layer": "i", "head": "i", "rank": "i", "weight": "f", "document": "s",
         "query_position": "i", "key_position": "i",
@@ -60,7 +64,33 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "is_key": "b",
     },
     "ablation": {
-        "seed": "i", "condition": "s", "heads": "s", "base": "f", "intervened": "f",
+        "seed": "i", "what": "s", "layer": "i", "head": "i", "heads": "i", "score": "f",
+        "loss_second_before": "f", "loss_second_after": "f", "rise": "f",
+    },
+    "confirmation": {
+        "seed": "i", "layer": "i", "head": "i", "score": "f", "rise": "f", "rise_low": "f",
+        "rise_high": "f", "rank": "i", "weak_rise": "f", "strong": "i", "strong_rise": "f",
+        "confirmed": "i",
+    },
+    "attention": {
+        "layer": "i", "method": "s", "control": "s", "budget": "f", "Nq": "i", "rho_tile": "f",
+        "rho_token": "f", "mass_recall": "f", "regret": "f", "out_rel_err": "f", "valid": "b",
+    },
+    "structure": {
+        "layer": "i", "method": "s", "control": "s", "budget": "f", "metric": "s", "gain": "f",
+        "low": "f", "high": "f",
+    },
+    "timing": {
+        "layer": "i", "method": "s", "budget": "f", "claim": "s", "Nq": "i", "rho_tile": "f",
+        "t_plan_us": "f", "t_exec_us": "f", "t_total_us": "f", "t_dense_best_us": "f",
+        "noise_band": "f", "speedup_best": "f", "verdict": "s", "valid": "b",
+    },
+    "codes": {
+        "op": "s", "method": "s", "control": "s", "latents": "i", "rows": "i", "pairs": "i",
+        "t_exec_us": "f", "speedup_best": "f", "verdict": "s", "chosen": "b", "valid": "b",
+    },
+    "crossover": {
+        "op": "s", "sparse": "s", "dense": "s", "latents": "i", "ratio": "f", "bound": "s",
     },
 }  # fmt: skip
 """Columns each table must have, by kind: integer, float, string, bool."""

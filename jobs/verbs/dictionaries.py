@@ -17,6 +17,7 @@ def train(config: settings.Train, context: Context) -> Answer:
     from jobs.dictionaries import TrainConfig
     from jobs.dictionaries.run import train_on
     from jobs.feed import StoreFeed, usual_rows
+    from jobs.kernels.codes.choose import RecordedOps
     from store import open as open_store
 
     store = open_store(config.url)
@@ -49,6 +50,7 @@ def train(config: settings.Train, context: Context) -> Answer:
                 window_rows=config.window_rows,
                 log=log,
                 should_stop=context.interrupts.asked,
+                chooser=RecordedOps(),
             )
         answers.append(
             {"result": str(result.path), **train.variant, "seed": train.seed, "sha": book.sha}
@@ -63,19 +65,22 @@ def train(config: settings.Train, context: Context) -> Answer:
 def evaluate(config: settings.Eval, context: Context) -> Answer:
     """Evaluate one on held-out rows."""
     from jobs.dictionaries.run import evaluate_on, figures, load
+    from jobs.runtimes.choose import runtime_for
     from store import open as open_store
 
     book = load(config.dictionary)
     store = open_store(config.on)
     split = None if config.split == "all" else config.split
-    result = evaluate_on(
-        store,
-        _site_of(book.meta, config.site),
-        book,
-        config.out or _results_home(Path(config.dictionary)),
-        split=split,
-        progress=lambda done, parts: context.progress("evaluate", done, parts, unit="parts"),
-    )
+    with runtime_for(config) as runtime:
+        result = evaluate_on(
+            store,
+            _site_of(book.meta, config.site),
+            book,
+            config.out or _results_home(Path(config.dictionary)),
+            split=split,
+            runtime=runtime,
+            progress=lambda done, parts: context.progress("evaluate", done, parts, unit="parts"),
+        )
     found = figures(result)
     text = (
         f"FVU {found['fvu']:.4f}, L0 {found['l0_mean']:.1f}, {found['dead']:.0f} of {found['latents']:.0f} "
@@ -103,16 +108,19 @@ def encode(config: settings.Encode, context: Context) -> Answer:
     """Write a dictionary's codes as a group."""
     from jobs.dictionaries.run import load
     from jobs.features import encode
+    from jobs.runtimes.choose import runtime_for
     from store import open as open_store
 
     book = load(config.dictionary)
     store = open_store(config.on)
-    found = encode(
-        store,
-        _site_of(book.meta, config.site),
-        book,
-        config.group,
-        progress=lambda done, total: context.progress("encode", done, total),
-    )
+    with runtime_for(config) as runtime:
+        found = encode(
+            store,
+            _site_of(book.meta, config.site),
+            book,
+            config.group,
+            runtime=runtime,
+            progress=lambda done, total: context.progress("encode", done, total),
+        )
     text = f"group {found.group!r}: {found.codes:,} codes of {found.rows:,} new rows"
     return Answer(found.to_json(), text)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import config as settings
 from jobs.errors import UsageError
+from jobs.verbs.circuits import live_statistics
 from jobs.verbs.contract import Answer, Context
+
+if TYPE_CHECKING:
+    from ingest.contract import Runtime
+    from ingest.run import Summary
 
 DEFAULT_GROUP = "acts"
 _ABOUT_ROWS = (
@@ -20,43 +25,70 @@ _ABOUT_ROWS = (
 
 def ingest(config: settings.Ingest, context: Context) -> Answer:
     """Make a store or add a group."""
-    from ingest.config import HarvestConfig, TokensConfig
-    from ingest.run import ingest, ingest_into, ingest_vectors
+    from jobs.runtimes.choose import runtime_for
 
-    runtime = _runtime(config.runtime)
     if (config.out is None) == (config.into is None):
         raise UsageError(
             "say either --out STORE (make one) or --into STORE (add a group to one). "
             "Nothing was started."
         )
     _check_into(config)
+    gpus = float(config.device.startswith("cuda"))
+    place = {"url": config.into or config.out, "group": config.group or DEFAULT_GROUP}
+    with runtime_for(config, shard=config.shard, gpus=gpus, **place) as runtime:
+        return _answer(_ingest(config, context, runtime))
+
+
+def _ingest(config: settings.Ingest, context: Context, runtime: Runtime) -> Summary:
+    from ingest.config import HarvestConfig, TokensConfig
+    from ingest.run import ingest, ingest_into, ingest_vectors
+
     source = None if config.into else _source(config)
+    observers = live_statistics(config.stats or ())
     if source is not None and hasattr(source, "block"):
+        _refuse_statistics(config)
         tokens = _tokens_config(config, source, TokensConfig)
-        summary = ingest_vectors(
+        return ingest_vectors(
             str(config.out),
             tokens,
             config.group or DEFAULT_GROUP,
             runtime=runtime,
             progress=context.progress,
         )
-    else:
-        if config.model is None:
-            raise UsageError(
-                "--model says which model to run: a folder or a hub id. Nothing was started."
-            )
-        harvest = _part_of(config, HarvestConfig, group=config.group or DEFAULT_GROUP)
-        if config.into is not None:
-            summary = ingest_into(config.into, harvest, runtime=runtime, progress=context.progress)
-        else:
-            tokens = _tokens_config(config, source, TokensConfig)
-            summary = ingest(
-                str(config.out), tokens, harvest, runtime=runtime, progress=context.progress
-            )
+    if config.model is None:
+        raise UsageError(
+            "--model says which model to run: a folder or a hub id. Nothing was started."
+        )
+    harvest = _part_of(config, HarvestConfig, group=config.group or DEFAULT_GROUP)
+    if config.into is not None:
+        return ingest_into(
+            config.into, harvest, runtime=runtime, observers=observers, progress=context.progress
+        )
+    tokens = _tokens_config(config, source, TokensConfig)
+    return ingest(
+        str(config.out),
+        tokens,
+        harvest,
+        runtime=runtime,
+        observers=observers,
+        progress=context.progress,
+    )
+
+
+def _refuse_statistics(config: settings.Ingest) -> None:
+    if config.stats:
+        raise UsageError(
+            f"--stats {','.join(config.stats)} look at a model while it runs; source {config.source!r} makes vectors "
+            "without one. Nothing was started. Run `actlake stats` over the store it makes."
+        )
+
+
+def _answer(summary: Summary) -> Answer:
     rate = f", {summary.new_rows / summary.seconds:,.0f} rows/s" if summary.new_rows else ""
+    left = f"; {summary.left_parts} parts are left to other shards" if summary.left_parts else ""
     text = (
         f"{summary.url}: group {summary.group!r} holds {', '.join(summary.sites)} of {summary.rows:,} "
-        f"rows in {summary.parts} parts ({summary.new_rows:,} new in {summary.seconds:.1f} s{rate})"
+        f"rows in {summary.parts} parts ({summary.new_rows:,} new in {summary.seconds:.1f} s{rate}{left})"
     )
     return Answer(summary.to_json(), text)
 
@@ -76,18 +108,6 @@ def _check_into(config: settings.Ingest) -> None:
         raise UsageError(
             f"--into adds a group over the rows that are there: {about}. Nothing was started.",
         )
-
-
-def _runtime(name: str) -> Any:
-    from jobs.runtimes.in_process import InProcess
-
-    runtimes = {"in_process": InProcess}
-    if name not in runtimes:
-        raise UsageError(
-            f"there is no runtime {name!r}; known: {', '.join(runtimes)}. Nothing was started.",
-            kind="unknown-name",
-        )
-    return runtimes[name]()
 
 
 def _source(config: settings.Ingest) -> Any:

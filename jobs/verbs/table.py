@@ -6,7 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobs import config as settings
-from jobs.verbs import demo, dictionaries, ingest, stores, tables
+from jobs.verbs import (
+    bench,
+    bench_codes,
+    circuits,
+    demo,
+    dictionaries,
+    ingest,
+    status,
+    stores,
+    tables,
+)
 from jobs.verbs.contract import Answer, Context
 
 VERBS: Mapping[str, tuple[Any, Callable[[Any, Context], Answer]]] = {
@@ -15,8 +25,12 @@ VERBS: Mapping[str, tuple[Any, Callable[[Any, Context], Answer]]] = {
     "train": (settings.Train, dictionaries.train),
     "eval": (settings.Eval, dictionaries.evaluate),
     "encode": (settings.Encode, dictionaries.encode),
+    "stats": (settings.Stats, circuits.stats),
+    "bench attention": (settings.BenchAttention, bench.attention),
+    "bench codes": (settings.BenchCodes, bench_codes.codes),
     "query": (settings.Query, tables.query),
     "tables": (settings.Tables, tables.tables),
+    "status": (settings.Status, status.status),
     "inspect": (settings.Inspect, stores.inspect),
     "verify": (settings.Verify, stores.verify),
     "report": (settings.ReportOn, stores.report),

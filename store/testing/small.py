@@ -56,6 +56,17 @@ def codes_of(row_ids: Any, latents: int = 300) -> Codes:
     return Codes(row=row, latent=latent.astype(np.uint32), value=value)
 
 
+def state_of(part: int) -> dict[str, Array]:
+    """Return a partial state that is a function of its part."""
+    bits = words(np.arange(3) + 1000 * part, 4, 5)
+    return {
+        "count": np.array([part + 1], np.int64),
+        "h/mean": (bits >> np.uint64(40)).astype(np.float64) / (1 << 22) - 2.0,
+        "nothing": np.empty((0, 2)),
+        "scalar": np.array(-np.inf, np.float32),
+    }
+
+
 def sequences_of(lengths: Sequence[int], *, first: int = 0) -> Iterator[TokenSequence]:
     """Yield one sequence a length, each of a document of its own; every fifth is for validation."""
     for number, length in enumerate(lengths, start=first):
@@ -103,7 +114,7 @@ def fill(store: Store, group: str, columns: Mapping[str, str], *, seed: int = 0)
 
 
 def small_store(url: Any, lengths: Sequence[int] = LENGTHS, **sizes: Any) -> Store:
-    """Make a sealed store: tokens, ``acts`` (dense), ``labels`` (scalar), ``codes``, ``sample`` (masked)."""
+    """Make a sealed store: tokens, ``acts`` (dense), ``labels`` (scalar), ``codes``, ``sample`` (masked), ``stat``."""
     made = fill(tokens_store(url, lengths, **sizes), "acts", DENSE)
     made = fill(made, "labels", SCALARS)
     ids = made.row_ids()
@@ -114,4 +125,7 @@ def small_store(url: Any, lengths: Sequence[int] = LENGTHS, **sizes: Any) -> Sto
     with made.writer("sample", columns=columns, recipe={"by": "small"}, masked=True) as writer:
         declared = writer.group.columns
         writer.put(kept, {name: values_of(kept, column) for name, column in declared.items()})
+    with made.writer("stat", columns={"state": "partial"}, recipe={"by": "small"}) as writer:
+        for part in made.view.parts("tokens"):
+            writer.put_partial(part, {"state": state_of(part)})
     return made.refresh()

@@ -13,7 +13,7 @@ import numpy as np
 import store
 from store.schema import FORMAT_VERSION, canonical, sha256
 from store.testing.faults import flip
-from store.testing.small import codes_of, fill, sequences_of, values_of, words
+from store.testing.small import codes_of, fill, sequences_of, state_of, values_of, words
 
 HERE = Path(__file__).parent / f"format-{FORMAT_VERSION}"
 LENGTHS = (100, 120, 80, 90)
@@ -61,6 +61,16 @@ def good(path):
     }
 
 
+def states(path):
+    """A group of two partial columns, one of them of no arrays."""
+    made = tokens(path, (9, 9))
+    columns = {"state": "partial", "none": "partial"}
+    with made.writer("stat", columns=columns, recipe={"by": "make_golden"}) as writer:
+        for part in made.view.parts("tokens"):
+            writer.put_partial(part, {"state": state_of(part), "none": {}})
+    return {"id": made.id, "digest": made.refresh().digest()}
+
+
 def flipped(path):
     """One bit of one chunk is turned over; everything else is sound."""
     fill(tokens(path, LENGTHS[:1]), "acts", {"h": "bfloat16[16]"})
@@ -88,7 +98,7 @@ def newer(path):
 
 
 def main():
-    for make in (good, flipped, newer):
+    for make in (good, states, flipped, newer):
         path = HERE / make.__name__
         if path.exists():
             sys.stdout.write(f"{path} is there and stays\n")

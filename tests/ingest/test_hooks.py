@@ -10,7 +10,17 @@ import torch
 from torch import nn
 
 from ingest.errors import ModelError, SiteError
-from ingest.models import ADAPTERS, Anatomy, HookedModel, Tap, adapt, toy
+from ingest.models import (
+    ADAPTERS,
+    Anatomy,
+    HookedModel,
+    Tap,
+    adapt,
+    attend,
+    attention_sites,
+    rotate,
+    toy,
+)
 
 FAMILIES = ADAPTERS.names()
 
@@ -83,8 +93,15 @@ def test_the_forward_stops_at_the_deepest_site(model):
         adapter.capture(ids, mask, [site, "embed"])
         tap = adapter._taps[site]
         inside = [n for n, path in enumerate(whole) if f"{path}.".startswith(f"{tap.module}.")]
-        # An output ends the forward when its module has finished, an input before it begins.
-        assert ran == whole[: inside[-1] + 1 if tap.end == "out" else inside[0]], site
+        # An output ends the forward when its module has finished, an input before it begins, and what
+        # attention sees before the module behind it (the output projection, then the module itself).
+        ends = {
+            "in": inside[0],
+            "out": inside[-1] + 1,
+            "query": inside[-2:][0],
+            "key": inside[-2:][0],
+        }
+        assert ran == whole[: ends[tap.end]], site
 
 
 def test_the_last_block_does_not_run_for_a_site_of_the_first(model):
@@ -134,6 +151,8 @@ def test_every_view_is_a_view(model):
     for site, tap in adapter._taps.items():
         seen = []
         module = adapter._base.get_submodule(tap.module)
+        if tap.end not in {"in", "out"}:
+            continue  # no hook of torch's sees what attention sees: test_model_llama.py does
         hook = (
             module.register_forward_hook(lambda _, __, out, seen=seen: seen.append(out))
             if tap.end == "out"
@@ -164,6 +183,26 @@ def test_a_listener_may_replace_a_value_and_gradients_flow_through(model):
         with adapter.listen(site, torch.zeros_like):
             zeroed = adapter._base(input_ids=ids, attention_mask=mask).last_hidden_state
         assert not torch.equal(zeroed, plain), site
+
+
+def test_attention_recomputed_from_the_sites_it_sees_is_z(model):
+    adapter, (ids, mask) = adapt(model), batch(length=27)
+    for layer in range(adapter.layers):
+        spec, names = adapter.attention(layer), attention_sites(adapter, layer)
+        q, k, v, z = adapter.capture(ids, mask, names).values()
+        assert adapter.sites()[names[0]].shape == (spec.heads, spec.head_width)
+        assert adapter.sites()[names[1]].shape == (spec.kv_heads, spec.head_width)
+        again, _ = attend(q, k, v, spec, mask, block=8)
+        real = mask.bool()
+        assert (again - z)[real].norm() <= 1e-5 * z[real].norm()
+        if spec.rotary is None:
+            continue
+        places = torch.arange(ids.shape[1]).expand_as(ids)
+        block = f"blocks.{layer}.attn"
+        before = adapter.capture(ids, mask, [f"{block}.q", f"{block}.k"]).values()
+        for mine, theirs in zip(before, (q, k), strict=True):
+            turned = rotate(mine, places, spec.rotary)
+            torch.testing.assert_close(turned, theirs, atol=5e-5, rtol=5e-5)
 
 
 def test_an_edit_of_one_head_site_leaves_its_neighbours_alone(model):

@@ -14,16 +14,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ingest.errors import ModelError
-from ingest.models import bundled, dtypes, hardware_class, load, provenance, resolve_dtype, toy
+from ingest.models import (
+    ADAPTERS,
+    bundled,
+    dtypes,
+    hardware_class,
+    load,
+    provenance,
+    resolve_dtype,
+    toy,
+)
 
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
     root = tmp_path_factory.mktemp("toys")
-    return {family: toy.save(family, root / family) for family in ("bert", "gpt2")}
+    return {family: toy.save(family, root / family) for family in ADAPTERS.names()}
 
 
-@pytest.fixture(params=["bert", "gpt2"])
+@pytest.fixture(params=ADAPTERS.names())
 def folder(request, originals, tmp_path):
     return Path(shutil.copytree(originals[request.param], tmp_path / request.param))
 
@@ -91,6 +100,7 @@ def test_eager_attention_can_be_asked_for(folder):
 
 def test_causal_models_keep_their_head_and_encoders_have_none(originals):
     assert type(load(originals["gpt2"]).model).__name__ == "GPT2LMHeadModel"
+    assert type(load(originals["llama"]).model).__name__ == "LlamaForCausalLM"
     assert type(load(originals["bert"]).model).__name__ == "BertModel"
 
 
@@ -215,7 +225,7 @@ def test_an_unsupported_family_lists_the_known_ones(folder):
     (folder / "config.json").write_text('{"model_type": "mamba"}')
     message = refused("unsupported-family", folder)
     assert "'mamba'" in message
-    assert "bert, gpt2" in message
+    assert ", ".join(ADAPTERS.names()) in message
 
 
 def test_a_folder_without_a_tokenizer(folder, originals):
@@ -333,7 +343,7 @@ def test_provenance_is_text_and_integers(originals):
     assert all(isinstance(value, str | int) for value in facts.values())
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("family", ADAPTERS.names())
 def test_toys_are_equal_for_equal_seeds(family, originals, tmp_path):
     again, other = toy.save(family, tmp_path / "a"), toy.save(family, tmp_path / "b", seed=1)
     for path in originals[family].iterdir():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.errors import SiteError
-from ingest.models import SiteInfo, adapt, resolve_sites, toy
+from ingest.models import ADAPTERS, SiteInfo, adapt, resolve_sites, toy
 from ingest.models.sites import compact
 
 BLOCK = "resid_pre attn.q attn.k attn.v attn.z attn.out resid_mid mlp.in mlp.pre mlp.post mlp.out"
@@ -128,13 +128,20 @@ def test_sets_and_wildcards_work_in_other_projects_names():
         ("gpt2", "transformer.wte", ["embed"]),
         ("gpt2", "ln_f", ["final.normalized"]),
         ("gpt2", "ln_final.hook_normalized", ["final.normalized"]),
+        ("llama", "model.layers.{0,1}", ["blocks.0.resid_post", "blocks.1.resid_post"]),
+        ("llama", "layers.1.self_attn.k_proj", ["blocks.1.attn.k"]),
+        ("llama", "layers.1.self_attn", ["blocks.1.attn.out"]),
+        ("llama", "model.layers.1.mlp.up_proj", ["blocks.1.mlp.pre_linear"]),
+        ("llama", "blocks.1.attn.hook_rot_{q,k}", ["blocks.1.attn.rot_q", "blocks.1.attn.rot_k"]),
+        ("llama", "blocks.1.mlp.hook_pre_linear", ["blocks.1.mlp.pre_linear"]),
+        ("llama", "norm", ["final.normalized"]),
     ],
 )
 def test_names_of_hugging_face_modules(family, module, ours):
     assert resolve_sites([module], adapt(toy.build(family))) == ours
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("family", ADAPTERS.names())
 def test_a_module_name_gives_that_modules_output(family):
     import torch
 

@@ -45,6 +45,8 @@ def strategy(declared):
         return st.lists(st.sampled_from(("topk", "batch_topk")), min_size=1, max_size=3).map(tuple)
     if declared in (settings.Latents, settings.Numbers):
         return st.lists(positive, min_size=1, max_size=3).map(tuple)
+    if declared == settings.Shares:
+        return st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=3).map(tuple)
     if declared == settings.Rows:
         return positive
     declared = (

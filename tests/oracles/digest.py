@@ -28,6 +28,31 @@ def column_hash(values, kind):
     return hashlib.sha256(data).hexdigest()
 
 
+def state_hash(state):
+    total = hashlib.sha256()
+    for name, values in sorted(state.items()):
+        head = [name, values.dtype.name, list(values.shape)]
+        total.update(json.dumps(head, separators=(",", ":")).encode() + b"\n")
+        total.update(numbers(values, values.dtype.name))
+    return total.hexdigest()
+
+
+def column_line(reader, commit, column, spec):
+    """The name and hash of a column that lies in no table."""
+    if spec == "partial":
+        return [(column, state_hash(reader.partial(commit, column)))]
+    name, _, inside = spec.rstrip("]").partition("[")
+    shape = tuple(int(n) for n in inside.split(",")) if inside else ()
+    if spec == "codes" or math.prod(shape) < 16:
+        return []
+    stored = np.dtype("<u2" if name == "bfloat16" else name)
+    data = (
+        f"{spec} {commit['rows']}\n".encode()
+        + reader.shard(commit, column, stored, shape).tobytes()
+    )
+    return [(column, hashlib.sha256(data).hexdigest())]
+
+
 def digest(reader, typed_columns, names=None):
     """``typed_columns(bytes)`` yields (name, type as above, list of values) of a Parquet file."""
     total = hashlib.sha256()
@@ -45,13 +70,7 @@ def digest(reader, typed_columns, names=None):
                     for column, kind, values in typed_columns(reader.object(commit, item["path"])):
                         found.append((f"{item['path']}:{column}", column_hash(values, kind)))
             for column, entry in declared["columns"].items():
-                name, _, inside = entry["spec"].rstrip("]").partition("[")
-                shape = tuple(int(n) for n in inside.split(",")) if inside else ()
-                if entry["spec"] != "codes" and math.prod(shape) >= 16:
-                    stored = np.dtype("<u2" if name == "bfloat16" else name)
-                    values = reader.shard(commit, column, stored, shape)
-                    data = f"{entry['spec']} {commit['rows']}\n".encode() + values.tobytes()
-                    found.append((column, hashlib.sha256(data).hexdigest()))
+                found += column_line(reader, commit, column, entry["spec"])
             for column, value in sorted(found):
                 line = [group, hashlib.sha256(recipe).hexdigest(), part, column, commit["rows"]]
                 text = json.dumps([*line, value], separators=(",", ":"), ensure_ascii=False)

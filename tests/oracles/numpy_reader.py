@@ -145,6 +145,18 @@ class NumpyReader:
     def table(self, commit, path):
         return self.read_parquet(self.object(commit, path))
 
+    def partial(self, commit, column):
+        """Array name → values of one part's state."""
+        data = self.object(commit, f"{column}.partial.safetensors")
+        (size,) = struct.unpack_from("<Q", data)
+        found = {}
+        for name, entry in json.loads(data[8 : 8 + size]).items():
+            low, high = (8 + size + at for at in entry["data_offsets"])
+            kind = {"F": "<f", "I": "<i", "U": "<u"}[entry["dtype"][0]]
+            dtype = np.dtype(f"{kind}{int(entry['dtype'][1:]) // 8}")
+            found[name] = np.frombuffer(data[low:high], dtype).reshape(entry["shape"])
+        return found
+
     # -- columns
 
     def row_ids(self, group):

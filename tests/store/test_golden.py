@@ -13,7 +13,7 @@ import store
 from store import StoreError
 from store.schema import sha256
 from store.testing.faults import flip
-from store.testing.small import codes_of, values_of
+from store.testing.small import codes_of, state_of, values_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STORES = sorted(GOLDEN.glob("format-*/good"))
@@ -74,10 +74,38 @@ def compare(oracle, path):
         for column in group.columns.values():
             if column.kind == "codes":
                 continue
+            if column.kind == "partial":
+                compare_states(reader, opened, name, column.name)
+                continue
             ours, theirs = opened.read(f"{name}:{column.name}"), reader.read(name, column.name)
             assert np.array_equal(ours, theirs.astype(ours.dtype))
             if name not in {"tokens", "sample"}:
                 assert np.array_equal(ours, values_of(ids, column))
+
+
+@pytest.mark.parametrize(
+    "path", sorted(GOLDEN.glob("format-*/states")), ids=lambda p: p.parent.name
+)
+def test_golden_states_read_as_they_did(oracle, path):
+    wanted, opened = expected(path), store.open(path)
+    assert (opened.id, opened.digest()) == (wanted["id"], wanted["digest"])
+    for part in opened.view.parts("stat"):
+        state = opened.partial("stat:state", part)
+        assert {k: v.tobytes() for k, v in state.items()} == {
+            k: v.tobytes() for k, v in state_of(part).items()
+        }
+        assert opened.partial("stat:none", part) == {}
+    compare(oracle, path)
+    assert store.verify(opened).ok
+
+
+def compare_states(reader, opened, name, column):
+    for part, commit in reader.parts(name).items():
+        ours, theirs = opened.partial(f"{name}:{column}", part), reader.partial(commit, column)
+        assert list(ours) == sorted(theirs)
+        for key, array in ours.items():
+            assert (array.dtype, array.shape) == (theirs[key].dtype, theirs[key].shape)
+            assert array.tobytes() == theirs[key].tobytes()
 
 
 @pytest.mark.parametrize("at", [20, 4096 + 5, 4096 + 8192 + 1, 4096 + 8192 + 40, -1])

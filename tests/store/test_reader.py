@@ -153,7 +153,7 @@ def test_the_parts_of_a_group_written_by_two_writers_join(memory_url):
 
 
 def test_what_is_there_is_listed(opened):
-    assert list(opened.groups) == ["tokens", "acts", "codes", "labels", "sample"]
+    assert list(opened.groups) == ["tokens", "acts", "codes", "labels", "sample", "stat"]
     assert opened.sites == ["acts:f", "acts:h", "acts:i", "sample:h"]
     coverage = opened.coverage
     assert coverage["acts"].complete
@@ -171,6 +171,10 @@ CALLS = {
     "step": (lambda s: s.read("f", slice(0, 9, 2)), "bad-rows"),
     "backwards": (lambda s: s.read("f", slice(9, 0, -1)), "bad-rows"),
     "codes": (lambda s: s.read("codes:codes"), "column-kind"),
+    "partial": (lambda s: s.read("stat:state"), "column-kind"),
+    "partial-of-rows": (lambda s: s.partial("acts:h", 0), "column-kind"),
+    "partial-of-no-part": (lambda s: s.partial("stat:state", 99), "part-missing"),
+    "partial-table": (lambda s: s.arrow("stat"), "table-missing"),
     "gather-codes": (lambda s: s.gather("codes:codes", [0]), "column-kind"),
     "row-behind-part": (lambda s: s.gather("f", [1000]), "row-missing"),
     "row-negative": (lambda s: s.gather("f", [-1]), "row-missing"),

@@ -29,12 +29,20 @@ def everything(opened):
     found = {"ids": opened.row_ids().tobytes()}
     for group in opened.groups.values():
         for column in group.columns.values():
-            if column.kind != "codes":
-                name = f"{group.name}:{column.name}"
+            name = f"{group.name}:{column.name}"
+            if column.kind == "partial":
+                states = [opened.partial(name, part) for part in opened.view.parts(group.name)]
+                found[name] = b"".join(
+                    f"{key} {array.dtype} {array.shape}\n".encode() + array.tobytes()
+                    for state in states
+                    for key, array in state.items()
+                )
+            elif column.kind != "codes":
                 found[name] = opened.read(name, raw=True).tobytes()
     for name in ("tokens", "sequences", "documents", "labels", "codes", "sample"):
         found[name] = str(opened.arrow(name).to_pydict()).encode()
     found["by_latent"] = str(opened.table("codes_by_latent").collect().rows()).encode()
+    found["state"] = str(opened.partial("stat:state", 0)).encode()
     found["sequence"] = b"".join(a.tobytes() for a in opened.sequences("acts:h", [0]))
     windows = opened.windows(["acts:h", "sample:y"], seed=1, where=[("pos", "<", 90)])
     found["windows"] = b"".join(
@@ -65,6 +73,8 @@ REGIONS = {
     "codes": (("codes.parquet", "00000002"), 20, "object-damaged"),
     "by-latent": (("by_latent.parquet", "00000002"), 20, "object-damaged"),
     "rows": (("rows.parquet", "00000000"), 9, "object-damaged"),
+    "partial": (("state.partial.safetensors", "00000001"), -9, "object-damaged"),
+    "partial-head": (("state.partial.safetensors", "00000000"), 3, "object-damaged"),
     "commit": (("acts/commits", "00000001.0.json"), 100, "record-damaged"),
     "tokens-commit": (("tokens/commits", "00000001.0.json"), 100, "record-damaged"),
     "group": (("acts/group.json",), 60, "record-damaged"),
@@ -281,7 +291,7 @@ def test_a_sound_store_is_verified_whole(small_url, small_objects):
     report = store.verify(opened, progress=lambda name, checked: progress.append((name, checked)))
     assert report.ok
     assert report.digest == opened.digest()
-    assert (report.groups, report.rows) == (5, len(opened.row_ids()))
+    assert (report.groups, report.rows) == (6, len(opened.row_ids()))
     parts = {key for key in small_objects if "/parts/" in key or key.startswith("assets/")}
     files = {key for key in parts if not key.endswith("manifest.json")}
     assert report.checked_bytes == sum(len(small_objects[key]) for key in files)

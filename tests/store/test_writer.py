@@ -219,7 +219,8 @@ def test_another_recipe_or_other_columns_are_refused_and_say_what_differs(memory
 DECLARED = {
     "none": ({}, "column-kind"),
     "ragged": ({"x": "ragged:float32"}, "column-kind"),
-    "partial": ({"x": "partial"}, "column-kind"),
+    "partial-and-scalars": ({"x": "partial", "y": "float32"}, "column-kind"),
+    "partial-and-codes": ({"x": "partial", "y": "codes"}, "column-kind"),
     "codes-and-scalars": ({"x": "codes", "y": "float32"}, "column-kind"),
     "two-codes": ({"x": "codes", "y": "codes"}, "column-kind"),
     "nonsense": ({"x": "string"}, "bad-column"),

@@ -42,7 +42,13 @@ class LinearScores:
 class _PreActivations(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_RD: Tensor, w_LD: Tensor, b_L: Tensor, pattern: Pattern, ops: CodeOps
+        ctx: Any,
+        x_RD: Tensor,
+        _origin_D: Tensor | None,
+        w_LD: Tensor,
+        b_L: Tensor,
+        pattern: Pattern,
+        ops: CodeOps,
     ) -> Tensor:
         ctx.save_for_backward(x_RD, w_LD)
         ctx.pattern, ctx.ops = pattern, ops
@@ -52,20 +58,33 @@ class _PreActivations(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_RD, w_LD = ctx.saved_tensors
         grad, pattern, ops = grads[0].contiguous(), ctx.pattern, ctx.ops
-        wants_x, wants_w, wants_b = ctx.needs_input_grad[:3]
+        wants_x, wants_origin, wants_w, wants_b = ctx.needs_input_grad[:4]
         grad_x = ops.gather_sum(pattern, grad, w_LD) if wants_x else None
         grad_w = ops.scatter_sum(pattern, grad, x_RD) if wants_w else None
-        ones_R1 = x_RD.new_ones(len(x_RD), 1)
-        grad_b = ops.scatter_sum(pattern, grad, ones_R1).squeeze(1) if wants_b else None
-        return grad_x, grad_w, grad_b, None, None
+        grad_b = _sum_by_latent(pattern, grad, ops) if wants_b or wants_origin else None
+        grad_origin = -(grad_b @ w_LD) if wants_origin and grad_b is not None else None
+        return grad_x, grad_origin, grad_w, grad_b if wants_b else None, None, None
+
+
+def _sum_by_latent(pattern: Pattern, grad: Tensor, ops: CodeOps) -> Tensor:
+    return ops.scatter_sum(pattern, grad, grad.new_ones(pattern.rows, 1)).squeeze(1)
 
 
 def pre_activations(
-    x_RD: Tensor, w_LD: Tensor, b_L: Tensor, pattern: Pattern, ops: CodeOps
+    x_RD: Tensor,
+    w_LD: Tensor,
+    b_L: Tensor,
+    pattern: Pattern,
+    ops: CodeOps,
+    *,
+    origin_D: Tensor | None = None,
 ) -> Tensor:
     """Return ``π_n = x[row_n] · w[latent_n] + b[latent_n]`` at the pairs n of a pattern, [N].
 
-    Differentiable in ``x_RD``, ``w_LD`` and ``b_L``; costs 2·N·D operations each way.
+    Differentiable in ``x_RD``, ``w_LD`` and ``b_L``; costs 2·N·D operations each way. Where the rows were centred,
+    ``origin_D`` is what was taken from each of them. The gradient it gets, ``−Σ_n grad_n · w[latent_n]``, is one
+    product of the summed gradients with the weights, so rows that need no gradient of their own are best given
+    detached.
     """
-    out: Tensor = _PreActivations.apply(x_RD, w_LD, b_L, pattern, ops)  # type: ignore[no-untyped-call]
+    out: Tensor = _PreActivations.apply(x_RD, origin_D, w_LD, b_L, pattern, ops)  # type: ignore[no-untyped-call]
     return out

@@ -109,6 +109,16 @@ def test_the_sparse_products_pass_autograds_own_check():
 
 
 @pytest.mark.parametrize("name", VARIANTS.names())
+def test_rows_may_carry_a_gradient_of_their_own(name):
+    """Through the encoder alone, rows and the bias taken from them get opposite gradients."""
+    dictionary, x = dictionary_of(name), rows_of().requires_grad_()
+    _, value = dictionary.activate(x)
+    by_x, by_bias = torch.autograd.grad((value**2).sum(), (x, dictionary.b_dec_D))
+    assert torch.allclose(by_bias, -by_x.sum(dim=0), rtol=1e-12)
+    assert float(by_bias.abs().max()) > 0
+
+
+@pytest.mark.parametrize("name", VARIANTS.names())
 def test_a_given_set_of_operations_is_the_one_used(name):
     class Counted(PlainCodeOps):
         def __init__(self):

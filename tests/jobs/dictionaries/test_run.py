@@ -1,5 +1,7 @@
 """From a store to a dictionary: the same bits from stores that say the same, resumable, checked against truth."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ import store
 from ingest.config import TokensConfig
 from ingest.run import ingest_vectors
 from ingest.sources import SOURCES
+from jobs.codebook import PlainCodeOps
 from jobs.dictionaries import TrainConfig
 from jobs.dictionaries.run import against_truth, evaluate_on, figures, load, train_on
 from jobs.errors import JobError
@@ -50,6 +53,56 @@ def test_stopping_at_any_step_changes_nothing(opened, tmp_path):
         curves = [np.asarray(r.table("curve")["fvu"]) for r in (result, again)]
         assert np.array_equal(curves[0][-5:], curves[1][-5:])
         assert (np.diff(again.table("curve")["seconds"]) > 0).all()
+
+
+class Chooser:
+    """Hands out operations that differ in low bits, the next ones each time it is asked."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def choose(self, *, rows, width, latents, k, device="cpu"):
+        self.asked += 1
+        assert (rows, width, latents, k, device) == (256, 16, 64, 3, "cpu")
+        return {"forms": {"shift": self.asked}}
+
+    def build(self, choice):
+        shift = choice["forms"]["shift"]
+
+        class Shifted(PlainCodeOps):
+            def dots(self, *arguments):
+                return super().dots(*arguments) * (1 + 1e-6 * shift)
+
+        return Shifted()
+
+
+def test_a_resumed_run_goes_on_with_the_operations_it_began_with(opened, tmp_path):
+    chooser = Chooser()
+    whole, result = train_on(opened, "x", CONFIG, tmp_path / "whole", chooser=chooser)
+    assert json.loads(result.read_file("ops.json")) == {"forms": {"shift": 1}}
+    plain, _ = train_on(opened, "x", CONFIG, tmp_path / "plain")
+    assert plain.sha != whole.sha
+    other, _ = train_on(opened, "x", CONFIG, tmp_path / "other", chooser=chooser)
+    assert other.sha != whole.sha  # so that the next assertion can fail
+    chooser.asked, asked = 0, iter([*[False] * 6, True])
+    with pytest.raises(KeyboardInterrupt):
+        train_on(
+            opened, "x", CONFIG, tmp_path / "r", should_stop=lambda: next(asked), chooser=chooser
+        )
+    with pytest.raises(JobError, match="no-chooser"):
+        train_on(opened, "x", CONFIG, tmp_path / "r")
+    resumed, _ = train_on(opened, "x", CONFIG, tmp_path / "r", chooser=chooser)
+    assert chooser.asked == 1
+    assert resumed.to_bytes() == whole.to_bytes()
+
+
+def test_a_run_that_began_with_the_plain_operations_keeps_them(opened, tmp_path):
+    plain, _ = train_on(opened, "x", CONFIG, tmp_path / "plain")
+    asked = iter([*[False] * 6, True])
+    with pytest.raises(KeyboardInterrupt):
+        train_on(opened, "x", CONFIG, tmp_path / "r", should_stop=lambda: next(asked))
+    resumed, _ = train_on(opened, "x", CONFIG, tmp_path / "r", chooser=Chooser())
+    assert resumed.to_bytes() == plain.to_bytes()
 
 
 def test_a_finished_run_is_not_run_again(opened, tmp_path):

@@ -119,7 +119,7 @@ def _heads(folder, text="the"):
              "previous_token": np.where(head == 1, np.nan, 0.25), "duplicate_token": layer * 0.0},
         )  # fmt: skip
         result.write_table(
-            "sinks",
+            "attention_sinks",
             {"layer": np.repeat(layer, 2), "head": np.repeat(head, 2),
              "position": np.tile([0, 1], 8), "alpha": np.tile([0.5, 0.9], 8),
              "sink_rate": np.tile([1.0, 0.0], 8)},
@@ -140,8 +140,21 @@ def _heads(folder, text="the"):
         )  # fmt: skip
         result.write_table(
             "ablation",
-            {"seed": np.array([0, 1]), "condition": ["top head", text], "heads": ["1.1", ""],
-             "base": np.array([0.25, 0.26]), "intervened": np.array([2.25, 0.25])},
+            {"seed": np.array([0, 0, 1, 0, 0]), "what": ["head", "head", "head", "strong", "weak"],
+             "layer": np.array([0, 1, 1, -1, -1]), "head": np.array([0, 1, 1, -1, -1]),
+             "heads": np.array([1, 1, 1, 4, 4]), "score": np.full(5, 0.5),
+             "loss_second_before": np.full(5, 0.25),
+             "loss_second_after": np.array([0.24, 2.25, 1.25, 5.25, 0.25]),
+             "rise": np.array([-0.01, 2.0, 1.0, 5.0, 0.0])},
+        )  # fmt: skip
+        result.write_table(
+            "confirmation",
+            {"seed": np.array([0, 1]), "layer": np.array([1, 1]), "head": np.array([1, 1]),
+             "score": np.array([0.93, 0.93]), "rise": np.array([2.0, 1.0]),
+             "rise_low": np.array([1.5, -0.1]), "rise_high": np.array([2.5, 2.1]),
+             "rank": np.array([1, 2]), "weak_rise": np.array([0.01, np.nan]),
+             "strong": np.array([4, 4]), "strong_rise": np.array([5.0, 5.0]),
+             "confirmed": np.array([1, 0])},
         )  # fmt: skip
     return result
 

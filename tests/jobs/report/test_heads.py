@@ -15,14 +15,14 @@ def test_every_head_has_its_number_and_shade(heads):
     page = compose([heads()], {})
     maps = re.findall(r'<table class="heat">.*?</table>', page, re.S)
     titles = [re.search(r"<caption><b>(.*?)</b>", drawn)[1] for drawn in maps]
-    assert titles == [
+    assert titles[:5] == [
         "Prefix matching",
         "Previous token",
         "Duplicate token",
         "First token",
         "Sink rate",
     ]
-    assert all(drawn.count("<td") == 8 for drawn in maps)
+    assert all(drawn.count("<td") == 8 for drawn in maps[:5])
     assert maps[0].count(">.93</td>") == 4
     assert maps[1].count(">–</td>") == 2, "what was not measured is no zero"
     assert maps[3].count(">.50</td>") == 8, "the first position, not the second"
@@ -38,14 +38,19 @@ def test_both_ends_of_a_match_are_marked(heads):
     assert "position 40 looks at 12" in article
 
 
-def test_the_change_by_ablation_is_signed(heads):
+def test_ablation_says_what_each_head_and_set_does(heads):
     page = compose([heads()], {})
-    assert "+2.00" in page
-    assert "\u22120.0100" in page
+    rises = re.search(r"<b>Rise of the loss</b>.*?</table>", page, re.S)[0]
+    assert re.findall(r">([^<]+)</td>", rises) == ["\u22120.01", "–", "–", "1.50"]
+    for row in (("0", "1.1", "0.930", "+2.00", "1.50 to 2.50", "1", "0.0100", "yes"),
+                ("1", "1.1", "0.930", "+1.00", "\u22120.100 to 2.10", "2", "–", "no")):  # fmt: skip
+        pattern = ".*?".join(re.escape(f">{cell}<") for cell in row)
+        assert re.search(pattern, page, re.S), row
+    assert re.search(r">all high-scoring heads<.*?>\+5.00<", page, re.S)
 
 
 def test_hostile_text_stays_text(heads):
     page = compose([heads(HOSTILE)], {})
     assert "<script" not in page
     assert "<img" not in page
-    assert page.count("&lt;script&gt;") >= 4
+    assert page.count("&lt;script&gt;") >= 3

@@ -1,0 +1,1 @@
+"""Trained weights that come with the package; README.md beside this says how they were made."""

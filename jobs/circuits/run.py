@@ -1,0 +1,234 @@
+"""From a store to tables: any number of statistics in one read of their columns, new parts alone, merged in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ingest.contract import Runtime
+from jobs.circuits.contract import ModelFacts, Partial, Statistic
+from jobs.circuits.live import partial_writer
+from jobs.circuits.plan import COLUMN, Planned, described, planned, settled
+from jobs.errors import JobError
+from jobs.results import Result
+from jobs.run import OrderedMerge
+from jobs.runtimes.in_process import InProcess
+from jobs.sequences import (
+    Sources,
+    locate,
+    model_facts,
+    sequence_blocks,
+    shared_parts,
+    stored_sites,
+)
+from store import Store, StoreError
+from store import open as open_store
+from store.schema import canonical, sha256
+
+VERB = "stats"
+
+
+def statistics_on(
+    store: Store,
+    statistics: Sequence[Statistic],
+    out: str | Path,
+    *,
+    groups: Sequence[str] | None = None,
+    model: str | None = None,
+    runtime: Runtime | None = None,
+    keep: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Result]:
+    """Compute statistics over a store's sequences and leave a result for each.
+
+    Parts whose partial is in the store already (from an earlier run, or from the harvest itself) are not read.
+
+    Parameters
+    ----------
+    statistics
+        One of any sites (``sites`` empty) takes all dense columns there are.
+    groups
+        Where to look for columns; default: everywhere.
+    model
+        Folder of the model, for stores that do not say how it attends; see ``model_facts``.
+    runtime
+        Where parts are worked on; None: here. The tables are the same bits anywhere.
+    keep
+        Keep each part's partial in the store, in the group ``stat.<kind>-<hash8>``; else nothing is written there.
+    progress
+        Called with (parts read, parts to read).
+
+    Returns
+    -------
+    One result ``stats-<hash8>`` for each statistic, with the tables it makes.
+
+    Raises
+    ------
+    JobError
+        ``columns-missing`` (with the ingest command that adds them), ``ambiguous-column``, ``masked-group``,
+        ``no-rows``; and what a statistic says of a model it has no meaning for. Nothing is written.
+    """
+    whole = _resolved(store, statistics, groups, model)
+    with ExitStack() as stack:
+        results = [_result(store, whole, plan, out) for plan in whole.plans]
+        pending = [
+            (plan, stack.enter_context(result))
+            for plan, result in zip(whole.plans, results, strict=True)
+            if not result.done
+        ]
+        plans = [plan for plan, _ in pending]
+        merged = _merged(store, whole, plans, runtime or InProcess(), keep=keep, progress=progress)
+        for (_, result), found in zip(pending, merged, strict=True):
+            for name, columns in found.finalize().items():
+                result.write_table(name, columns)
+    return results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """Statistics, settled on a store: what they read, and the parts there are."""
+
+    plans: list[Planned]
+    model: ModelFacts
+    groups: list[str] | None
+    sources: Sources
+    parts: list[int]
+
+
+def _resolved(
+    store: Store,
+    statistics: Sequence[Statistic],
+    groups: Sequence[str] | None,
+    model: str | None,
+) -> Resolved:
+    facts = model_facts(store, groups, model=model)
+    stored = stored_sites(store, groups)
+    bound = [settled(statistic, stored) for statistic in statistics]
+    needs = [statistic.requires(facts) for statistic in bound]
+    sources = locate(store, list(dict.fromkeys(site for need in needs for site in need)), groups)
+    parts = shared_parts(store, sources)
+    if not parts:
+        raise JobError(
+            f"no part of {store.url} has all of {', '.join(sources.groups)}. Nothing was started. Complete the "
+            "groups first; `actlake inspect` shows how far each reaches.",
+            kind="no-rows",
+        )
+    plans = [
+        planned(statistic, sites, sources.base, sources.specs)
+        for statistic, sites in zip(bound, needs, strict=True)
+    ]
+    return Resolved(
+        plans=plans,
+        model=facts,
+        groups=None if groups is None else list(groups),
+        sources=sources,
+        parts=parts,
+    )
+
+
+def _result(store: Store, whole: Resolved, plan: Planned, out: str | Path) -> Result:
+    rows = [[part, store.view.commit("tokens", part).rows] for part in whole.parts]
+    config = {
+        "statistic": described(plan.statistic),
+        "partials": plan.group,
+        "rows": sha256(canonical(rows)),
+    }
+    groups = sorted({"tokens", *whole.sources.groups.values()})
+    return Result.create(out, VERB, config, store=store.id, pin=_pin(store, groups))
+
+
+def _pin(store: Store, groups: Sequence[str]) -> str:
+    """Write a pin and return its id; a store that may not be written is only named."""
+    try:
+        return store.pin(groups)
+    except StoreError as error:
+        if error.kind not in {"not-permitted", "disk-full"}:
+            raise
+        return store.pin_id(groups)
+
+
+def _merged(
+    store: Store,
+    whole: Resolved,
+    plans: Sequence[Planned],
+    runtime: Runtime,
+    *,
+    keep: bool,
+    progress: Callable[[int, int], None] | None,
+) -> list[Partial]:
+    """Return each plan's whole, merged along one tree over the parts in order."""
+    held = {plan.group: _committed(store, plan) for plan in plans}
+    todo = [part for part in whole.parts if any(part not in held[plan.group] for plan in plans)]
+    make = partial(StatisticsWorker, store.url, list(plans), whole.model, whole.groups, keep=keep)
+    fresh: dict[int, Any] = {}
+    for done, (part, states) in enumerate(runtime.map(make, todo), start=1):
+        fresh[part] = states
+        if progress is not None:
+            progress(done, len(todo))
+    store = store.refresh()
+    for plan in plans if keep else ():
+        store.seal(plan.group)
+    found = []
+    for plan in plans:
+        merge: OrderedMerge[Partial] = OrderedMerge()
+        for index, part in enumerate(whole.parts):
+            kept = part in held[plan.group] or keep
+            state = store.partial(_address(plan), part) if kept else fresh[part][plan.group]
+            merge.add(index, plan.statistic.from_state(whole.model, state))
+        merged = merge.result()
+        found.append(plan.statistic.empty(whole.model) if merged is None else merged)
+    return found
+
+
+def _address(plan: Planned) -> str:
+    return f"{plan.group}:{COLUMN}"
+
+
+def _committed(store: Store, plan: Planned) -> set[int]:
+    return set(store.view.parts(plan.group)) if plan.group in store.groups else set()
+
+
+class StatisticsWorker:
+    """Turns one part into the partials it lacks; a plain class that any runtime may place anywhere."""
+
+    def __init__(
+        self,
+        url: str,
+        plans: Sequence[Planned],
+        model: ModelFacts,
+        groups: Sequence[str] | None,
+        *,
+        keep: bool,
+    ) -> None:
+        self._store = open_store(url)
+        self._plans, self._model, self._groups = plans, model, groups
+        self._writers = (
+            {plan.group: partial_writer(self._store, plan) for plan in plans} if keep else {}
+        )
+
+    def run(self, part: int) -> Mapping[str, Any] | None:
+        """Commit the partials the part lacks; where none are kept, return all of them."""
+        plans = [plan for plan in self._plans if not self._done(plan, part)]
+        filled = [plan.statistic.empty(self._model) for plan in plans]
+        sites = list(dict.fromkeys(site for plan in plans for site in plan.sites))
+        for block in sequence_blocks(self._store, sites, [part], self._groups) if sites else ():
+            for plan, one in zip(plans, filled, strict=True):
+                one.update(plan.narrowed(block))
+        states = {plan.group: one.state() for plan, one in zip(plans, filled, strict=True)}
+        if not self._writers:
+            return states
+        for group, state in states.items():
+            self._writers[group].put_partial(part, {COLUMN: state})
+        return None
+
+    def _done(self, plan: Planned, part: int) -> bool:
+        return bool(self._writers) and self._writers[plan.group].done(part)
+
+    def close(self) -> None:
+        """Seal the groups where their last part is committed."""
+        for writer in self._writers.values():
+            writer.close()

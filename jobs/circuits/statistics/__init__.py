@@ -1,0 +1,1 @@
+"""One statistic a file: a frozen config and the partial it fills."""

@@ -1,0 +1,1 @@
+"""How a plan is computed: one attention executor per file."""

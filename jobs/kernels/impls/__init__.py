@@ -1,0 +1,1 @@
+"""Fast forms of operations, one a file; each is checked against the operation's reference before it is timed."""

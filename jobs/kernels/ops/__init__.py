@@ -1,0 +1,1 @@
+"""Operations, one a file: what each means, its plain reference, its cost in operations and bytes."""

@@ -1,0 +1,1 @@
+"""What to keep: one planner per file."""
