@@ -9,7 +9,11 @@ from typing import Any
 
 from ingest.models import ADAPTERS
 from ingest.sources import SOURCES
+from jobs.circuits import STATISTICS
 from jobs.dictionaries import VARIANTS
+from jobs.interventions import OPERATIONS
+from jobs.kernels.codes.contract import FORMS
+from jobs.kernels.contract import EXECUTORS, PLANNERS
 from store.codecs import CODECS
 from store.registry import Registry
 
@@ -18,7 +22,8 @@ README = Path(__file__).parents[1] / "README.md"
 
 def first_line(cls: Any) -> str:
     """Return the first line of a docstring without its full stop."""
-    return (cls.__doc__ or "").strip().splitlines()[0].rstrip(".")
+    line = (cls.__doc__ or "").strip().splitlines()[0].rstrip(".")
+    return line.replace("|", r"\|")  # a bar would end the cell
 
 
 def of_registry(noun: str, registry: Registry) -> Callable[[], str]:
@@ -34,6 +39,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "sources": of_registry("source", SOURCES),
     "families": of_registry("model family", ADAPTERS),
     "variants": of_registry("dictionary", VARIANTS),
+    "statistics": of_registry("statistic", STATISTICS),
+    "operations": of_registry("intervention", OPERATIONS),
+    "planners": of_registry("planner", PLANNERS),
+    "executors": of_registry("executor of attention plans", EXECUTORS),
+    "forms": of_registry("form of the products of codes", FORMS),
     "codecs": of_registry("codec", CODECS),
 }
 
