@@ -91,6 +91,11 @@ class VectorSource(Protocol):
         """Return the planted (row in part, feature, value) of a part."""
 
 
+def elsewhere(runtime: Runtime) -> bool:
+    """Return whether a runtime's workers live in other processes, and make their own of all they need."""
+    return bool(getattr(runtime, "elsewhere", False))
+
+
 class StoppedError(Exception):
     """A worker left a part because it was told to; nothing of that part remains."""
 
@@ -110,7 +115,10 @@ class Worker(Protocol):
 
 
 class Runtime(Protocol):
-    """Places workers and hands them parts."""
+    """Places workers and hands them parts.
+
+    One whose workers live in other processes says so: ``elsewhere = True``.
+    """
 
     def map(
         self, make_worker: Callable[[], Worker], parts: Sequence[int]

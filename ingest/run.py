@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.config import HarvestConfig, TokensConfig
-from ingest.contract import Harvest, Observer, ObserverPlan, Runtime
+from ingest.contract import Harvest, Observer, ObserverPlan, Runtime, elsewhere
 from ingest.errors import IngestError, OverBudgetError
 from ingest.failures import PARTS_FAILED, parts_failed
 from ingest.harvest import HarvestJob, MakeHarvester, VectorWorker, harvest_recipe
@@ -77,7 +77,7 @@ def ingest(
     ConflictError
         A store of another recipe is there.
     """
-    loaded = _load(harvest)
+    loaded = _load(harvest, elsewhere=elsewhere(runtime))
     sites = resolve_sites(harvest.sites, loaded.adapter)
     _check_observable(loaded, sites, observers)
     context = resolve_context(tokens, loaded)
@@ -109,7 +109,7 @@ def ingest_into(
     """Add a group of columns to the rows of a store; the model must use the same tokenizer."""
     store = open_store(url)
     store.view.group("tokens")
-    loaded = _load(harvest)
+    loaded = _load(harvest, elsewhere=elsewhere(runtime))
     check_same_tokenizer(store, loaded)
     sites = resolve_sites(harvest.sites, loaded.adapter)
     context = int(store.groups["tokens"].recipe.get("context", 0))
@@ -193,13 +193,15 @@ def _observers(
     return [plan.observer(harvest) for plan in plans]
 
 
-def _load(config: HarvestConfig) -> LoadedModel:
-    check_device(config.device)
+def _load(config: HarvestConfig, *, elsewhere: bool) -> LoadedModel:
+    """Load the model, on the CPU where workers elsewhere will load it again: this machine may lack their device."""
+    if not (elsewhere and config.device.startswith("cuda")):
+        check_device(config.device)
     compute, _ = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
     loaded = load(
         config.model,
         dtype=compute,
-        device=config.device,
+        device="cpu" if elsewhere else config.device,
         attn_implementation=config.attn_implementation,
         revision=config.revision,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -240,13 +241,23 @@ def _verify_records(store: Store, report: Report) -> None:
         if exists(storage, f"assets/{asset}/{MANIFEST}"):
             files = _guard(report, get_asset, storage, asset)
             report.checked_bytes += sum(map(len, (files or {}).values()))
-    for group in (_guard(report, _names, store) and store.groups.values()) or ():
-        for name in ("tokenizer", "dictionary", "truth"):
-            asset = str(group.recipe.get(name) or "")
-            if re.fullmatch(r"[0-9a-f]{64}", asset) and not exists(
-                storage, f"assets/{asset}/{MANIFEST}"
-            ):
-                _guard(report, get_asset, storage, asset)
+    for asset in sorted(_named_assets(store, _guard(report, _names, store) or [])):
+        if not exists(storage, f"assets/{asset}/{MANIFEST}"):
+            _guard(report, get_asset, storage, asset)
+
+
+def _named_assets(store: Store, groups: Sequence[str]) -> set[str]:
+    """Return the assets that recipes and readable commits name."""
+    named = {
+        str(store.groups[group].recipe.get(name) or "")
+        for group in groups
+        for name in ("tokenizer", "dictionary", "truth")
+    }
+    for group in groups:
+        with contextlib.suppress(StoreError):
+            commits = (store.view.commit(group, part) for part in store.view.parts(group))
+            named |= {str(commit.provenance.get("model") or "") for commit in commits}
+    return {asset for asset in named if re.fullmatch(r"[0-9a-f]{64}", asset)}
 
 
 def _orphans(view: View, groups: Sequence[str]) -> Iterator[str]:

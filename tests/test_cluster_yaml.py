@@ -1,8 +1,9 @@
-"""cluster.yaml is what Ray's own validator accepts, and asks for the Ray that the project pins."""
+"""cluster.yaml and the README's cloud variants are what Ray's own validator accepts, with the Ray the project pins."""
 
 from __future__ import annotations
 
 import copy
+import json
 import re
 import tomllib
 from importlib import metadata
@@ -13,7 +14,15 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from jobs.runtimes.ray import set_environment
+
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLOUDS = {
+    name: yaml.safe_load(text)
+    for name, text in re.findall(r"<!-- cluster: (\w+) -->\n```yaml\n(.*?)```", README, flags=re.S)
+}
+set_environment(local=True)  # this file imports Ray, which reads its settings then
 
 
 @pytest.fixture
@@ -86,10 +95,72 @@ def test_the_installed_ray_is_of_the_same_release(cluster):
     assert (installed.major, installed.minor) == (pinned.major, pinned.minor)
 
 
-def test_the_nodes_offer_no_named_resource_while_no_task_asks_for_one(cluster):
-    commands = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
-    assert not [command for command in commands if "--resources" in command]
-    assert "available_node_types" not in cluster  # the local provider takes none
+def _offered(cluster):
+    """Return the named resources the nodes that work offer."""
+    types = cluster.get("available_node_types")
+    if types:
+        workers = [kind for name, kind in types.items() if name != cluster["head_node_type"]]
+        return set.intersection(*(set(kind["resources"]) for kind in workers)) - {"CPU", "GPU"}
+    commands = " ".join(cluster["worker_start_ray_commands"])
+    return set().union(*map(json.loads, re.findall(r"--resources='([^']*)'", commands)))
+
+
+def _asked():
+    """Return the named resources that README and cluster.yaml tell verbs to ask for."""
+    text = README + (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+    words = re.findall(r"actlake [^`]*?--resources ([^\s`]+)", text)
+    return {one.partition("=")[0] for word in words for one in word.split(",")}
+
+
+def test_what_verbs_are_told_to_ask_for_is_what_the_nodes_offer(cluster):
+    asked = _asked()
+    assert asked
+    assert asked == _offered(cluster)
+    for name, block in CLOUDS.items():
+        assert asked == _offered({**cluster, **block}), name
+
+
+def test_the_head_offers_no_named_resource(cluster):
+    assert "--resources" not in " ".join(cluster["head_start_ray_commands"])
+    for block in CLOUDS.values():
+        head = block["available_node_types"][block["head_node_type"]]
+        assert set(head["resources"]) <= {"CPU"}
+
+
+def test_both_clouds_are_described():
+    assert set(CLOUDS) == {"aws", "gcp"}
+
+
+@pytest.mark.parametrize("cloud", sorted(CLOUDS))
+def test_ray_accepts_the_cloud_variant_and_fills_in_nothing_of_its_own(cluster, cloud):
+    whole = {**cluster, **CLOUDS[cloud]}
+    prepared = _validate(whole)
+    assert prepared["provider"]["type"] == cloud
+    said = " ".join(
+        command for key, value in prepared.items() if key.endswith("_commands") for command in value
+    )
+    assert "nightly" not in said
+    assert "dev0" not in said
+    assert "0.0.0.0" not in said
+    assert "--dashboard-host=127.0.0.1" in said
+    assert _pinned(prepared) == _pinned(cluster)
+    assert set(CLOUDS[cloud]) - set(cluster) <= {
+        "max_workers",
+        "head_node_type",
+        "available_node_types",
+        "head_setup_commands",
+    }
+
+
+def test_workers_get_normal_priority(cluster):
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert "RAY_worker_niceness=0" in " ".join(cluster[key])
+
+
+def test_nodes_want_a_token_and_the_dashboard_stays_at_home(cluster):
+    assert "RAY_AUTH_MODE=token" in " ".join(cluster["initialization_commands"])
+    assert any(path.endswith("/.ray/auth_token") for path in cluster["file_mounts"])
+    assert "--dashboard-host=127.0.0.1" in " ".join(cluster["head_start_ray_commands"])
 
 
 def test_every_node_starts_ray_anew_and_workers_join_the_head(cluster):

@@ -32,7 +32,7 @@ PUBLIC: dict[str, list[str]] = {
     "jobs.circuits": ["STATISTICS"],
     "jobs.config": [
         "BenchAttention", "BenchCodes", "Demo", "Encode", "Eval", "Ingest", "Inspect", "Latents", "Names", "Numbers", "Placed", "Positional",
-        "Query", "ReportOn", "Rows", "Shares", "Status", "Stats", "Tables", "Train", "Verb", "Verify", "Words", "to_yaml",
+        "Query", "ReportOn", "Rows", "Shares", "Stats", "Status", "Tables", "Train", "Verb", "Verify", "Words", "to_yaml",
     ],
     "jobs.dictionaries": ["VARIANTS", "EvalResult", "TrainConfig", "Trained", "evaluate", "train"],
     "jobs.features": [

@@ -110,6 +110,7 @@ class ModelFacts:
             config = AutoConfig.from_pretrained(str(place), local_files_only=True)
             with torch.device("meta"):
                 network = AutoModel.from_config(config)
+            _turn(network)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ModelError(
                 f"the model in {place} cannot be described: {str(error).splitlines()[0]}. Nothing was started. "
@@ -128,7 +129,7 @@ class ModelFacts:
             "width": self.width,
             "causal": self.causal,
             "sites": {name: list(shape) for name, shape in self.shapes.items()},
-            "attention": [asdict(spec) for spec in self.attentions],
+            "attention": json.loads(json.dumps([asdict(spec) for spec in self.attentions])),
         }
 
     @classmethod
@@ -151,6 +152,13 @@ class ModelFacts:
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
         """Undo ``to_files``."""
         return cls.from_json(json.loads(files[FACTS_FILE]))
+
+
+def _turn(network: Any) -> None:
+    """Make the rotary modules of a model without weights anew: what they hold follows from the config."""
+    for name, module in list(network.named_modules()):
+        if hasattr(module, "inv_freq"):
+            network.set_submodule(name, type(module)(config=network.config))
 
 
 def _spec(entry: Mapping[str, Any]) -> AttentionSpec:

@@ -3,7 +3,9 @@
 A score says where a head looks. Here each head is taken out of the running model in turn, on random tokens
 repeated once, where nothing but the first copy tells what comes next. Redundancy is why three things are
 reported: one head alone (others may stand in for it), all high-scoring heads together, and as many
-low-scoring heads of the same layers.
+low-scoring heads of the same layers. A head is confirmed where the lower end of its interval lies above 0 and
+above the largest rise of a low-scoring head of its own layer; heads of other layers are left out of that
+comparison, for previous-token heads below carry the same circuit.
 
 Dimensions: N sequences, T positions.
 """
@@ -12,8 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -149,7 +152,11 @@ class _Trial:
 
 
 def ablation_tables(
-    model: LoadedModel, heads: Mapping[str, Any], config: ConfirmConfig | None = None
+    model: LoadedModel,
+    heads: Mapping[str, Any],
+    config: ConfirmConfig | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the tables ``ablation`` and ``confirmation``.
 
@@ -161,6 +168,8 @@ def ablation_tables(
         Columns layer, head and prefix_matching, as `induction` gives them; every head listed is ablated.
     config
         What data, and how.
+    progress
+        Called with (forwards done, forwards).
 
     Returns
     -------
@@ -175,23 +184,27 @@ def ablation_tables(
         rise_high, rank (of its rise among all single heads, from 1), control_layer, control_head,
         control_rise (lowest score in its layer), weak_rise (largest single rise in its layer among heads below
         the threshold), strong (how many), strong_rise, confirmed.
-
-    Notes
-    -----
-    Confirmed: the lower end of the top head's interval lies above 0 and above ``weak_rise``. Heads of other layers
-    are left out of that comparison, for previous-token heads below carry the same circuit.
     """
     config = config or ConfirmConfig()
     listed = _listed(heads)
     rows: list[dict[str, Any]] = []
     verdicts: list[dict[str, Any]] = []
+    strong = [head for head in listed if listed[head] >= config.threshold]
+    sets = {"strong": strong, "weak": _weakest(listed, strong)}
+    sets = {name: found for name, found in sets.items() if found}
+    total = len(config.seeds) * (len(listed) + len(sets))
+    count = itertools.count(1)
+
+    def without(trial: _Trial, found: Sequence[Head]) -> dict[str, Any]:
+        got = trial.without(found)
+        if progress is not None:
+            progress(next(count), total)
+        return got
+
     for seed in config.seeds:
         trial = _Trial(model, config, seed)
-        single = {head: trial.without([head]) for head in listed}
-        strong = [head for head in listed if listed[head] >= config.threshold]
-        weak = _weakest(listed, strong)
-        sets = {"strong": strong, "weak": weak}
-        joint = {name: trial.without(found) for name, found in sets.items() if found}
+        single = {head: without(trial, [head]) for head in listed}
+        joint = {name: without(trial, found) for name, found in sets.items()}
         rows += [_row(seed, "head", [head], listed, got) for head, got in single.items()]
         rows += [_row(seed, name, sets[name], listed, got) for name, got in joint.items()]
         verdicts.append(_verdict(seed, config.threshold, listed, single, joint))
@@ -203,6 +216,8 @@ def confirm_induction(
     heads: Mapping[str, Any],
     out: str | Path,
     config: ConfirmConfig | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Write the result ``confirm-<hash>``: tables ``ablation``, ``confirmation`` and ``copying``.
 
@@ -222,7 +237,7 @@ def confirm_induction(
     if result.done:
         return result
     with result:
-        for name, table in ablation_tables(model, heads, config).items():
+        for name, table in ablation_tables(model, heads, config, progress=progress).items():
             result.write_table(name, table)
         examples = repeated_tokens(model, config, config.seeds[0])
         result.write_table("copying", copying_scores(model, examples))

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ingest.contract import Harvest, SequenceBlock
+from ingest.models import hardware_class
 from jobs.circuits.contract import ModelFacts, Partial, Statistic
 from jobs.circuits.plan import COLUMN, COLUMNS, Planned, planned, settled, spec_of
 from jobs.sequences import base_of
@@ -86,6 +89,11 @@ class StatisticObserver:
 
 
 def partial_writer(store: Any, plan: Planned) -> Writer:
-    """Return the writer of a statistic's group."""
-    writer: Writer = store.writer(plan.group, columns=COLUMNS, recipe=plan.recipe)
+    """Return the writer of a statistic's group; what may decide last bits besides the recipe is noted."""
+    noted = {
+        "hardware": hardware_class(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    writer: Writer = store.writer(plan.group, columns=COLUMNS, recipe=plan.recipe, provenance=noted)
     return writer

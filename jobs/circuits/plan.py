@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,10 +44,17 @@ def described(statistic: Statistic) -> dict[str, Any]:
 
 
 def settled(statistic: Statistic, stored: Sequence[str]) -> Statistic:
-    """Return a statistic of any sites bound to those stored; another as it is."""
+    """Return a statistic of any sites bound to those stored, in an order of their own; another as it is."""
     if getattr(statistic, "sites", None) == () and stored:
-        return dataclasses.replace(statistic, sites=tuple(stored))  # type: ignore[type-var]
+        sites = tuple(sorted(stored, key=_natural))
+        return dataclasses.replace(statistic, sites=sites)  # type: ignore[type-var]
     return statistic
+
+
+def _natural(site: str) -> list[tuple[int, str]]:
+    """Return a key that puts block 2 before block 10."""
+    pieces = re.split(r"(\d+)", site)
+    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]
 
 
 def planned(

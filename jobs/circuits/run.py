@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -164,11 +164,7 @@ def _merged(
     held = {plan.group: _committed(store, plan) for plan in plans}
     todo = [part for part in whole.parts if any(part not in held[plan.group] for plan in plans)]
     make = partial(StatisticsWorker, store.url, list(plans), whole.model, whole.groups, keep=keep)
-    fresh: dict[int, Any] = {}
-    for done, (part, states) in enumerate(runtime.map(make, todo), start=1):
-        fresh[part] = states
-        if progress is not None:
-            progress(done, len(todo))
+    fresh = _worked(runtime, make, todo, progress)
     store = store.refresh()
     for plan in plans if keep else ():
         store.seal(plan.group)
@@ -181,6 +177,26 @@ def _merged(
             merge.add(index, plan.statistic.from_state(whole.model, state))
         merged = merge.result()
         found.append(plan.statistic.empty(whole.model) if merged is None else merged)
+    return found
+
+
+def _worked(
+    runtime: Runtime,
+    make: Callable[[], StatisticsWorker],
+    parts: Sequence[int],
+    progress: Callable[[int, int], None] | None,
+) -> dict[int, Any]:
+    """Return part → what its worker returned; on an error the workers elsewhere are ended at once."""
+    found: dict[int, Any] = {}
+    results = runtime.map(make, parts)
+    try:
+        for part, states in results:
+            found[part] = states
+            if progress is not None:
+                progress(len(found), len(parts))
+    finally:
+        if isinstance(results, Generator):
+            results.close()
     return found
 
 

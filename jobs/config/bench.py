@@ -28,8 +28,8 @@ class BenchAttention(Verb):
     """Queries and keys of a tile."""
     plan_heads: str = "query"
     """Whether each query head has a plan of its own, or those of a key head share one: query, kv."""
-    controls: Words | None = ("gauss_cov", "gauss_iid", "perm_tok")
-    """Controls that real tensors are compared with."""
+    controls: Words = ("gauss_cov", "gauss_iid", "perm_tok")
+    """Controls that real tensors are compared with: these, perm_rot; real alone for none."""
     sequences: int = 16
     """Sequences, one of each document as far as documents go, the longest first."""
     split: str = "all"

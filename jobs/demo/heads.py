@@ -19,7 +19,7 @@ from ingest.run import Summary
 from ingest.run import ingest as run_ingest
 from ingest.sources import SOURCES
 from jobs.circuits import STATISTICS
-from jobs.circuits.confirm import confirm_induction
+from jobs.circuits.confirm import ConfirmConfig, confirm_induction
 from jobs.circuits.live import LiveStatistic
 from jobs.circuits.run import statistics_on
 from jobs.config import Demo
@@ -34,6 +34,7 @@ from store import open as open_store
 GROUP = "attn"
 TEXT = ("induction", "attention_sinks", "massive_activations", "moments")
 REPEATS = ("induction",)
+CONFIRM = ConfirmConfig(sequences=8, periods=(40, 80))
 SHOWN_HEADS, SHOWN_PAIRS = 4, 4
 
 
@@ -90,7 +91,13 @@ def look(config: Demo, out: Path, *, runtime: Runtime, progress: Progress) -> Lo
     )
     on_text = statistics_on(texts, [STATISTICS.get(kind)() for kind in TEXT], out)
     on_repeats = statistics_on(repeated, [STATISTICS.get(kind)() for kind in REPEATS], out)
-    confirmed = confirm_induction(loaded, on_repeats[0].table("heads"), out)
+    confirmed = confirm_induction(
+        loaded,
+        on_repeats[0].table("heads"),
+        out,
+        CONFIRM,
+        progress=lambda done, total: progress("ablate", done, total, unit="runs"),
+    )
     return Looked(
         store=texts,
         repeats=repeated,

@@ -38,7 +38,7 @@ def table_names(store: Store) -> list[str]:
     """Return every name a query may use."""
     names = list(_FIXED)
     for name, group in store.groups.items():
-        if name not in _FIXED:
+        if name not in _FIXED and "partial" not in _kinds(group):
             names.append(name)
             if "codes" in _kinds(group):
                 names.append(f"{name}_by_latent")
@@ -51,7 +51,7 @@ def frame(store: Store, name: str) -> pl.LazyFrame:
     Raises
     ------
     NotFoundError
-        ``group-missing``, with the known ones.
+        ``group-missing``, with the known ones; ``table-missing``: a group of partial columns has none.
     """
     if name == "documents":
         return _documents(store)
@@ -60,7 +60,7 @@ def frame(store: Store, name: str) -> pl.LazyFrame:
     if name in _FIXED or name not in store.groups:
         return store.table(name)
     group = store.groups[name]
-    return store.table(name) if "codes" in _kinds(group) else _wide(store, group)
+    return store.table(name) if _kinds(group) & {"codes", "partial"} else _wide(store, group)
 
 
 def query(store: Store, sql: str) -> pl.DataFrame:

@@ -187,7 +187,9 @@ def _timed(
     for number, column in enumerate(columns):
         spec = facts.attention(column.layer)
         problems = [qkv_of(store, column, spec, sample) for sample in longest]
-        found, kept = timed_rows(problems, config, peaks)
+        found, kept = timed_rows(
+            problems, config, peaks, partial(step, "time", number, len(columns))
+        )
         rows += found
         for name, chosen in kept.items():
             plans |= {f"{column.layer}/{name}/{n}": a for n, a in chosen.serialise().items()}

@@ -85,14 +85,25 @@ class Case:
 
 
 def timed_rows(
-    problems: Sequence[QKV], config: AttentionBench, peaks: Sequence[Ceiling]
+    problems: Sequence[QKV],
+    config: AttentionBench,
+    peaks: Sequence[Ceiling],
+    check: Callable[[], None] | None = None,
 ) -> tuple[list[Row], dict[str, BlockPlan]]:
-    """Return rows of times at the stored length and at longer ones, and the first problem's plans."""
+    """Return rows of times at the stored length and at longer ones, and the first problem's plans.
+
+    Parameters
+    ----------
+    peaks
+        What this machine can do; limits are told against them.
+    check
+        Called between rounds; may raise to stop.
+    """
     planners = config.build_planners()
-    rows, plans = _rows(problems, planners, config, peaks, STORED)
+    rows, plans = _rows(problems, planners, config, peaks, STORED, check)
     for length in config.lengths:
         long = [joined([*problems[n:], *problems[:n]], length) for n in range(len(problems))]
-        rows += _rows(long[:2], planners, config, peaks, SHAPE_ONLY)[0]
+        rows += _rows(long[:2], planners, config, peaks, SHAPE_ONLY, check)[0]
     return rows, plans
 
 
@@ -102,6 +113,7 @@ def _rows(
     config: AttentionBench,
     peaks: Sequence[Ceiling],
     claim: str,
+    check: Callable[[], None] | None,
 ) -> tuple[list[Row], dict[str, BlockPlan]]:
     executor = config.build_executor()
     cases = [_case(p, b, problems, config, executor) for p in planners for b in config.budgets()]
@@ -109,7 +121,8 @@ def _rows(
     baseline_wrong = _baseline_wrong(problems)
     if baseline_wrong:
         cases = [replace(case, reason=case.reason or baseline_wrong) for case in cases]
-    took = interleaved(_methods(problems, cases, whole, config, executor), repeats=config.repeats)
+    methods = _methods(problems, cases, whole, config, executor)
+    took = interleaved(methods, repeats=config.repeats, check=check)
     rows = [_row(case, whole, took, problems[0], config, peaks, claim) for case in cases]
     return rows, {case.name: case.plans[0] for case in cases if case.plans}
 

@@ -67,7 +67,7 @@ def _share(value: float) -> str:
     return f"{value:.2f}".removeprefix("0") if value < 0.995 else "1"
 
 
-def ablation(key: str, found: Table, verdicts: Table, label: Any) -> Html:
+def ablation(key: str, found: Table, verdicts: Table, copying: Table, label: Any) -> Html:
     """Return what switching heads off does to the loss on repeated tokens: the top head, each head, sets of them."""
     said = element(
         "p",
@@ -83,7 +83,7 @@ def ablation(key: str, found: Table, verdicts: Table, label: Any) -> Html:
         join(["Ablation", label]),
         said,
         _verdicts(verdicts),
-        element("div", _rises(found), class_="figures two maps"),
+        element("div", _rises(found), _copies(copying), class_="figures two maps"),
         _sets(found),
     )
 
@@ -109,24 +109,38 @@ def _verdicts(found: Table) -> Html:
 def _rises(found: Table) -> Html:
     """Return the rise by single heads, a mean over seeds, as a heat map."""
     single = np.array([what == "head" for what in found["what"]])
-    layer, head, rise = (found[name][single] for name in ("layer", "head", "rise"))
+    return _nats(
+        "Rise of the loss",
+        "nats, each head switched off alone, a mean over seeds",
+        *(found[name][single] for name in ("layer", "head", "rise")),
+    )
+
+
+def _copies(found: Table) -> Html:
+    """Return how much heads raise the logit of what they attend to, as a heat map."""
+    return _nats(
+        "Copying",
+        "nats by which a head's output raises the logit of the token it attends to, over the mean logit",
+        *(found[name] for name in ("layer", "head", "copying")),
+    )
+
+
+def _nats(title: str, said: str, layer: Any, head: Any, values: Any) -> Html:
     if not len(layer):
-        return element("p", "No single heads.")
+        return element("p", "No heads.")
     shape = (int(layer.max()) + 1, int(head.max()) + 1)
     total, count = np.zeros(shape), np.zeros(shape)
-    np.add.at(total, (layer, head), rise)
+    np.add.at(total, (layer, head), values)
     np.add.at(count, (layer, head), 1)
     with np.errstate(invalid="ignore"):
         grid = total / count
-    return heat(
-        "Rise of the loss",
-        "nats, each head switched off alone, a mean over seeds",
-        "layer",
-        range(shape[1]),
-        [(str(number), row.tolist()) for number, row in enumerate(grid)],
-        full=max(float(np.nanmax(grid)), 1e-9),
-        say=lambda value: f"{value:.2f}".replace("-", "\u2212"),
-    )
+    rows = [(str(number), row.tolist()) for number, row in enumerate(grid)]
+    full = max(float(np.nanmax(grid)), 1e-9)
+    return heat(title, said, "layer", range(shape[1]), rows, full=full, say=_signless)
+
+
+def _signless(value: float) -> str:
+    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "\u2212")
 
 
 def _sets(found: Table) -> Html:

@@ -29,7 +29,7 @@ _SECTIONS: dict[str, tuple[tuple[str, ...], Callable[..., Html]]] = {
     "Heads": (("heads",), heads.heads),
     "Sinks": (("attention_sinks",), heads.sinks),
     "Where heads look": (("head_passages", "head_tokens"), heads.passages),
-    "Ablation": (("ablation", "confirmation"), heads.ablation),
+    "Ablation": (("ablation", "confirmation", "copying"), heads.ablation),
     "Sparse attention": (("attention", "structure"), kernels.attention),
     "Attention times": (("timing", "attention"), kernels.timing),
     "Sparse codes": (("codes", "crossover"), kernels.codes),

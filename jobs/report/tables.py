@@ -13,7 +13,7 @@ A report recomputes nothing. It takes a result for what its tables say, whatever
 - ``heads``: what each attention head looks at; ``attention_sinks``: how much it gives to the first positions;
 - ``head_passages``: one row per pair of rows a head connects; ``head_tokens``: the texts around both;
 - ``ablation``: the loss on repeated tokens with and without some heads, by seed; ``confirmation``: what that says of
-  the head with the top score;
+  the head with the top score; ``copying``: how much each head raises what it attends to;
 - ``attention``: what planners of sparse attention keep and miss, by sequence; ``structure``: how much of that is
   owed to what real tensors have and controls lack; ``timing``: what they take;
 - ``codes``: forms of the products of sparse codes; ``crossover``: where sparse ones overtake dense ones.
@@ -72,6 +72,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "rise_high": "f", "rank": "i", "weak_rise": "f", "strong": "i", "strong_rise": "f",
         "confirmed": "i",
     },
+    "copying": {"layer": "i", "head": "i", "copying": "f"},
     "attention": {
         "layer": "i", "method": "s", "control": "s", "budget": "f", "Nq": "i", "rho_tile": "f",
         "rho_token": "f", "mass_recall": "f", "regret": "f", "out_rel_err": "f", "valid": "b",

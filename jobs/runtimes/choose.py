@@ -50,7 +50,32 @@ def runtime_for(
     url: str | None = None,
     group: str | None = None,
 ) -> Iterator[Runtime]:
-    """Open the runtime some settings ask for, and close it.
+    """Open the runtime some settings ask for, and close it; see ``chosen``.
+
+    Raises
+    ------
+    UsageError
+        See ``chosen``.
+    JobError, RefusedError
+        The cluster is not there, or has no room for a worker.
+    """
+    runtime = chosen(placement, shard=shard, gpus=gpus, url=url, group=group)
+    if isinstance(runtime, Ray):
+        with runtime:
+            yield runtime
+    else:
+        yield runtime
+
+
+def chosen(
+    placement: Placement,
+    *,
+    shard: str | None = None,
+    gpus: float = 0,
+    url: str | None = None,
+    group: str | None = None,
+) -> Runtime:
+    """Return the runtime some settings ask for; nothing is started.
 
     Parameters
     ----------
@@ -70,19 +95,16 @@ def runtime_for(
     _check(placement, name, shard)
     threads = placement.threads or begun_with(url, group)
     if shard is not None:
-        yield Shards.parse(shard, threads=threads)
-    elif name == "in_process":
-        yield InProcess(threads=threads)
-    else:
-        named = dict(map(_amount, placement.resources or ()))
-        with Ray(
-            address=placement.ray,
-            workers=placement.workers,
-            threads=threads,
-            gpus=gpus,
-            resources=named,
-        ) as runtime:
-            yield runtime
+        return Shards.parse(shard, threads=threads)
+    if name == "in_process":
+        return InProcess(threads=threads)
+    return Ray(
+        address=placement.ray,
+        workers=placement.workers,
+        threads=threads,
+        gpus=gpus,
+        resources=dict(map(_amount, placement.resources or ())),
+    )
 
 
 def begun_with(url: str | None, group: str | None) -> int | None:

@@ -44,10 +44,10 @@ class _Actor(Post):
 class RayCrew:
     """The actors by number, and what they have been asked; they outlive a job, since processes cost seconds."""
 
-    def __init__(self, ray: Any, threads: int, ask: Ask) -> None:
+    def __init__(self, ray: Any, ask: Ask) -> None:
         self._ray = ray
         self.ask = ask
-        self._threads = threads
+        self._threads = ask.cpus
         self._class = ray.remote(concurrency_groups={"control": 1})(_Actor).options(
             num_cpus=ask.cpus,
             num_gpus=ask.gpus,
@@ -55,7 +55,7 @@ class RayCrew:
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(ask.cpus)}},
         )
         self._actors: dict[int, Any] = {}
         self._asked: dict[Any, tuple[int, int | None]] = {}

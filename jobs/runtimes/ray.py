@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ingest.contract import Worker
 from jobs.errors import JobError, RefusedError
@@ -61,6 +64,7 @@ class Ray:
         ``resource-missing``: no node has room for a worker; says what they offer.
     """
 
+    elsewhere: ClassVar[bool] = True
     address: str | None = None
     workers: int | None = None
     threads: int | None = None
@@ -83,11 +87,9 @@ class Ray:
         """
         if not parts:
             return
-        threads = self.threads or _threads_here()
-        self._start(threads)
-        ask = Ask(cpus=threads, gpus=self.gpus, named=dict(self.resources))
-        count = min(self._room(ask), self.workers or len(parts), len(parts))
-        crew = self._crew_of(threads, ask)
+        ask, fit = self._start()
+        count = min(fit, self.workers or len(parts), len(parts))
+        crew = self._crew_of(ask)
         schedule = Schedule(parts)
         try:
             crew.begin(make_worker, count)
@@ -113,24 +115,35 @@ class Ray:
             self._temporary = None
 
     def __enter__(self) -> Self:
+        """Refuse what cannot be had before any work; a plain local Ray starts when it gets its first parts."""
+        if self.address is not None or self.resources or self.gpus:
+            try:
+                self._start()
+            except BaseException:
+                self.close()
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, threads: int) -> None:
+    def _start(self) -> tuple[Ask, int]:
+        """Start or join where that is still to do; return what a worker asks for and how many fit."""
+        threads = self.threads or _threads_here()
         set_environment(local=self.address is None)
-        import ray
+        with _signals_kept():
+            import ray
 
-        if ray.is_initialized():
-            return
-        if self.address is not None:
-            _join(self.address)
-        else:
-            self._temporary = _start_local(max(_cpus(), threads * (self.workers or 1)))
-        self._ours = True
+            if not ray.is_initialized():
+                if self.address is not None:
+                    _join(self.address)
+                else:
+                    self._temporary = _start_local(max(_cpus(), threads * (self.workers or 1)))
+                self._ours = True
+        ask = Ask(cpus=threads, gpus=self.gpus, named=dict(self.resources))
+        return ask, self._room(ask)
 
-    def _crew_of(self, threads: int, ask: Ask) -> RayCrew:
+    def _crew_of(self, ask: Ask) -> RayCrew:
         """Return the crew of the job before where it fits, else a new one."""
         if self._crew is not None and self._crew.ask != ask:
             self._crew.dismiss()
@@ -138,7 +151,7 @@ class Ray:
         if self._crew is None:
             import ray
 
-            self._crew = RayCrew(ray, threads, ask)
+            self._crew = RayCrew(ray, ask)
         return self._crew
 
     def _room(self, ask: Ask) -> int:
@@ -177,6 +190,21 @@ def set_environment(*, local: bool) -> None:
         mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
         if mode == "token" and not _has_token():
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep our own way of ending: Ray takes SIGTERM over, in Python when imported and below it when started."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: set outside Python, which cannot put it back
+                signal.signal(number, handler)
 
 
 def _start_local(cpus: int) -> str:

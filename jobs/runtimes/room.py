@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 class Ask:
     """What one worker asks for."""
 
-    cpus: float = 1
+    cpus: int = 1
     gpus: float = 0
     named: Mapping[str, float] = field(default_factory=dict)
 

@@ -25,7 +25,7 @@ def attention(config: settings.BenchAttention, context: Context) -> Answer:
         densities=config.densities,
         block=config.block,
         plan_heads=config.plan_heads,
-        controls=config.controls or (),
+        controls=config.controls,
         sequences=config.sequences,
         split=None if config.split == "all" else config.split,
         group=config.group,

@@ -24,7 +24,7 @@ def stats(config: settings.Stats, context: Context) -> Answer:
     if config.sites is not None:
         sites = _named_sites(config.sites, stored_sites(store, config.group))
         asked = [_with(statistic, sites=sites) for statistic in asked]
-    first = next((group.name for group in groups), None)
+    first = next((group.name for group in groups if "model" in group.recipe), None)
     with runtime_for(config, url=config.url, group=first) as runtime:
         results = statistics_on(
             store,

@@ -9,11 +9,12 @@ import transformers
 
 import store
 from ingest.config import HarvestConfig, TokensConfig
-from ingest.errors import ModelError
+from ingest.errors import ModelError, SiteError
 from ingest.models import attend, load, toy
 from ingest.run import ingest, ingest_into, ingest_vectors
 from ingest.sources import SOURCES
 from jobs.runtimes.in_process import InProcess
+from jobs.sequences import sequence_blocks
 
 FAMILIES = ("bert", "gpt2")
 WORDS = [
@@ -189,28 +190,97 @@ def test_a_stopped_harvest_goes_on_to_the_same_digest(tmp_path, corpus, model):
 
 
 class _Watching:
-    def __init__(self) -> None:
-        self.rows: list[np.ndarray] = []
-        self.norm = 0.0
+    """A plan and its observer in one: keeps what it sees, and what was committed when."""
 
-    def observe(self, row_ids, sites):
-        self.rows.append(row_ids)
-        self.norm += float(sites["blocks.1.resid_post"].float().norm(dim=1).sum())
+    sites = ("blocks.1.resid_post", "blocks.0.mlp.post")
+
+    def __init__(self, done=()) -> None:
+        self.blocks, self.events, self._done = [], [], set(done)
+
+    def requires(self, model, stored):
+        assert model.layers == 2
+        assert tuple(stored) == ("blocks.1.resid_post",)
+        return self.sites
+
+    def observer(self, harvest):
+        self.harvest = harvest
+        return self
+
+    def done(self, part):
+        return part in self._done
+
+    def begin(self, part):
+        self.events.append(("begin", part))
+
+    def observe(self, block):
+        self.blocks.append(block)
+
+    def end(self, part):
+        committed = part in store.open(self.harvest.url).view.parts("acts")
+        self.events.append(("end", part, committed))
+
+    def close(self):
+        self.events.append(("close",))
 
 
-def test_observers_see_every_row_once(tmp_path, corpus, model):
-    watching = _Watching()
+def _watched(url, corpus, model, watching, dtype="bfloat16"):
     tokens = TokensConfig(
         source=SOURCES.get("text")(paths=(str(corpus),)), context=48, part_rows=512
     )
-    harvest = HarvestConfig(
-        model=str(model), sites=("blocks.1.resid_post",), dtype="float32", batch=3
-    )
-    ingest(tmp_path / "s", tokens, harvest, runtime=InProcess(), observers=[watching])
-    opened = store.open(tmp_path / "s")
-    assert np.array_equal(np.concatenate(watching.rows), opened.row_ids())
-    stored = np.linalg.norm(opened.read("acts:blocks.1.resid_post"), axis=1).sum()
-    assert watching.norm == pytest.approx(stored, rel=1e-5)
+    harvest = HarvestConfig(model=str(model), sites=("blocks.1.resid_post",), dtype=dtype, batch=3)
+    ingest(url, tokens, harvest, runtime=InProcess(), observers=[watching])
+    return store.open(url)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_observers_see_every_row_once_as_it_is_stored(tmp_path, corpus, model, dtype):
+    watching = _Watching()
+    opened = _watched(tmp_path / "s", corpus, model, watching, dtype)
+    assert set(opened.groups["acts"].columns) == {"blocks.1.resid_post"}
+    ids = np.concatenate([block.row_ids for block in watching.blocks])
+    assert np.array_equal(ids, opened.row_ids())
+    offline = sequence_blocks(opened, ["blocks.1.resid_post"])
+    for live, stored in zip(watching.blocks, offline, strict=True):
+        assert (live.part, live.bounds.tolist()) == (stored.part, stored.bounds.tolist())
+        assert live.tokens.keys() == stored.tokens.keys()
+        for name, values in live.tokens.items():
+            assert np.array_equal(values, stored.tokens[name])
+        seen = live.sites["blocks.1.resid_post"]
+        assert seen.dtype == getattr(torch, dtype)
+        assert torch.equal(seen, stored.sites["blocks.1.resid_post"])
+        assert live.sites["blocks.0.mlp.post"].shape[0] == len(live.row_ids)
+
+
+def test_an_observer_ends_each_part_before_the_harvest_commits_it(tmp_path, corpus, model):
+    watching = _Watching()
+    parts = list(_watched(tmp_path / "s", corpus, model, watching).view.parts("acts"))
+    wanted = [event for part in parts for event in (("begin", part), ("end", part, False))]
+    assert watching.events == [*wanted, ("close",)]
+
+
+def test_an_observer_is_spared_what_it_has_done(tmp_path, corpus, model):
+    watching = _Watching(done=[0, 2])
+    _watched(tmp_path / "s", corpus, model, watching)
+    assert {block.part for block in watching.blocks}.isdisjoint({0, 2})
+    again = _Watching()
+    _watched(tmp_path / "s", corpus, model, again)  # all parts are committed: nothing runs
+    assert again.blocks == again.events == []
+
+
+def test_an_observer_of_a_site_the_model_lacks_is_refused_before_a_store_is_made(
+    tmp_path, corpus, model
+):
+    watching = _Watching()
+    watching.sites = ("blocks.7.resid_post",)
+    with pytest.raises(SiteError, match="Nothing was started"):
+        _watched(tmp_path / "s", corpus, model, watching)
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_observer_changes_no_stored_bit(tmp_path, corpus, model):
+    watched = _watched(tmp_path / "s", corpus, model, _Watching())
+    _ingest(tmp_path / "t", corpus, model, dtype="bfloat16")
+    assert watched.digest() == store.open(tmp_path / "t").digest()
 
 
 def test_changed_model_files_are_refused_as_another_recipe(tmp_path, corpus, model):

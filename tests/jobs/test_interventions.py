@@ -358,6 +358,24 @@ def test_divergence_is_that_of_the_definition(seed):
     torch.testing.assert_close(got, torch.stack([each[0, 1:3].mean(), each[1].mean()]))
 
 
+@pytest.mark.parametrize("name", METRICS.names())
+def test_a_metric_is_a_number_for_each_example_and_differentiable(name):
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, 12, generator=g, requires_grad=True)
+    clean = torch.randn(2, 6, 12, generator=g)
+    answers = {"correct": torch.tensor([3, 4]), "wrong": torch.tensor([0, 1])}
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    examples = Examples(ids=IDS, mask=mask, answers=answers)
+    values = metric(name).value(logits, examples, clean)
+    assert values.shape == (2,)
+    values.sum().backward()
+    assert (logits.grad.abs().sum((1, 2)) > 0).all()
+    assert (logits.grad[1, 4:] == 0).all()  # padding plays no part
+    half = metric(name).value(logits.bfloat16(), examples, clean)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, values, rtol=0.05, atol=0.05)
+
+
 def test_a_loss_of_nothing_is_refused():
     examples = Examples(ids=IDS, mask=torch.ones_like(IDS), spans={"s": torch.tensor([[0, 1]] * 2)})
     with pytest.raises(ModelError, match="no token that anything predicts"):

@@ -181,3 +181,19 @@ def test_a_part_without_commit_is_an_error(made):
     made = harvested(made, "acts", ["blocks.0.resid_post"])
     with pytest.raises(store.NotFoundError, match="part-missing"):
         list(sequence_blocks(made, ["blocks.0.resid_post"], [77]))
+
+
+def test_the_facts_of_a_model_that_are_gone_are_found_by_verify(made):
+    facts = model_facts(harvested(made, "acts", ["blocks.0.resid_post"]))
+    asset = made.put_asset(facts.to_files())
+    columns = {"embed": "float32[16]"}
+    options = {"recipe": recipe(["embed"]), "provenance": {"model": asset}}
+    with made.writer("more", columns=columns, **options) as writer:
+        writer.put(made.row_ids(), {"embed": np.zeros((len(made.row_ids()), 16), np.float32)})
+    opened = made.refresh()
+    assert model_facts(opened, ["more"]) == facts
+    assert store.verify(opened).ok
+    storage = opened.view.storage
+    storage.delete([key for key in storage.keys("assets") if asset in key])
+    report = store.verify(opened)
+    assert [problem["kind"] for problem in report.problems] == ["asset-missing"]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.codebook import write_atomic
+from jobs.errors import JobError
 from jobs.kernels.codes.contract import Shape
 
 FORMAT = "actlake-codes-record/1"
@@ -94,8 +95,13 @@ class Record:
         return per_term * _terms(shape, dense=figures[0].dense)
 
     def save(self, folder: Path = FOLDER) -> Path:
-        """Write the record into a folder and return its file; one of the same name is replaced."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the record into a folder and return its file; one of the same name is replaced.
+
+        Raises
+        ------
+        JobError
+            ``not-permitted``: the folder cannot be written.
+        """
         described = {
             "format": FORMAT,
             "hardware_class": self.hardware_class,
@@ -104,20 +110,31 @@ class Record:
             "figures": [asdict(figure) for figure in self.figures],
         }
         path = folder / f"{self.name}.json"
-        write_atomic(path, json.dumps(described, indent=1, sort_keys=True).encode() + b"\n")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(described, indent=1, sort_keys=True).encode() + b"\n")
+        except OSError as error:
+            raise JobError(
+                f"the record was to be kept in {path}: {error.strerror}. Nothing was kept; the result stands. "
+                "Run from a checkout that may be written.",
+                kind="not-permitted",
+            ) from error
         return path
 
     @classmethod
     def load(cls, path: Path) -> Record:
-        """Read what ``save`` wrote."""
-        held = json.loads(path.read_text(encoding="utf-8"))
-        assert held["format"] == FORMAT, f"{path} has format {held['format']!r}"
-        return cls(
-            hardware_class=held["hardware_class"],
-            month=held["month"],
-            figures=tuple(Figure(**figure) for figure in held["figures"]),
-            meta=held["meta"],
-        )
+        """Read what ``save`` wrote, or raise ``bad-record`` (``JobError``)."""
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            fields = {name: held[name] for name in ("hardware_class", "month", "meta")}
+            known = {FORMAT: held["figures"]}
+            return cls(figures=tuple(Figure(**row) for row in known[held["format"]]), **fields)
+        except (ValueError, KeyError, TypeError) as error:
+            raise JobError(
+                f"a record in {FORMAT} was to be read from {path}, and it is none ({type(error).__name__}: {error}). "
+                "Nothing was started. Restore the file, remove it, or measure again: actlake bench codes --record.",
+                kind="bad-record",
+            ) from error
 
 
 def records(folder: Path = FOLDER) -> Iterator[Record]:

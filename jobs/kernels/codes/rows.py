@@ -31,6 +31,8 @@ class Batch:
     exponent: float
     """Of the popularity law indices were drawn by; NaN for real ones."""
     seed: int
+    encode: bool = True
+    """Whether encoders run on it: their time hardly depends on k, so one k of a grid is enough."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -148,7 +150,7 @@ def product_rows(batch: Batch, *, repeats: int, limits: Sequence[Ceiling]) -> It
             if name in took and AGAIN in took:
                 plan = took[PLAN] if PLAN in took and not form.dense else None
                 set_times(row, took[name], plan, took[BASELINE], took[AGAIN])
-                _set_floor(row, limits)
+                set_floor(row, limits)
             yield row
 
 
@@ -202,7 +204,7 @@ def set_times(row: Row, took: Timing, plan: Timing | None, baseline: Timing, aga
     row.verdict = verdict(row.speedup_best, row.noise_band)
 
 
-def _set_floor(row: Row, limits: Sequence[Ceiling]) -> None:
+def set_floor(row: Row, limits: Sequence[Ceiling]) -> None:
     """Fill in the least time the machine's measured ceilings allow, and the share of it that was reached."""
     peaks = {limit.quantity: limit.value for limit in limits}
     dtype = "bfloat16" if row.exec_precision == "bfloat16" else "float32"

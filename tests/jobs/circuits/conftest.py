@@ -107,6 +107,13 @@ def cut_block(block, at):
     return piece(0, middle, block.bounds[: at + 1]), piece(middle, rows, block.bounds[at:])
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    """What is synced when is the store's affair; no test pulls the plug."""
+    monkeypatch.setattr("store.posix._sync_file", lambda fd: None)
+    monkeypatch.setattr("os.fsync", lambda fd: None)
+
+
 @pytest.fixture(scope="session")
 def toy_facts():
     """The facts of a causal toy model of two layers with grouped heads."""

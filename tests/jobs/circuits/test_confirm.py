@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ingest.models import LoadedModel, adapt, toy
+from ingest.contract import SequenceBlock
+from ingest.models import LoadedModel, adapt, bundled_causal, load, toy
+from ingest.models.facts import ModelFacts
+from jobs.circuits import STATISTICS
 from jobs.circuits.confirm import (
     ConfirmConfig,
     ablation_tables,
@@ -17,6 +20,7 @@ from jobs.circuits.confirm import (
 )
 from jobs.circuits.copying import copying_scores
 from jobs.errors import JobError
+from store.tokens import FLAG_SPECIAL
 
 CONFIG = ConfirmConfig(sequences=8, periods=(8, 16), op="zero")
 
@@ -113,7 +117,10 @@ def test_sets_are_matched_layer_by_layer(f1, model):
 
 def test_without_strong_heads_there_are_no_sets(f1, model):
     config = ConfirmConfig(sequences=4, periods=(8, 9), threshold=1.1, seeds=(4,))
-    tables = ablation_tables(model, heads(f1, f1.INDUCTION), config)
+    seen = []
+    scores = heads(f1, f1.INDUCTION)
+    tables = ablation_tables(model, scores, config, progress=lambda *at: seen.append(at))
+    assert seen == [(done, 8) for done in range(1, 9)]
     assert set(tables["ablation"]["what"]) == {"head"}
     assert np.isnan(tables["confirmation"]["strong_rise"]).all()
 
@@ -137,8 +144,8 @@ def test_who_copies_and_how_much(f1, model):
     table = copying_scores(model, repeated_tokens(model, CONFIG, 0))
     score = {(layer, head): rest for layer, head, *rest in zip(*table.values(), strict=True)}
     gain, echo = f1.GAIN, f1.ECHO_GAIN
-    assert score[f1.INDUCTION] == pytest.approx([gain * 16 / 17, 1, gain * 16 / 17], abs=1e-5)
-    assert score[f1.ECHO] == pytest.approx([-echo / 17, 1, echo * 16 / 17], abs=1e-5)
+    assert score[f1.INDUCTION] == pytest.approx([gain * 16 / 17, 1, gain], abs=1e-5)
+    assert score[f1.ECHO] == pytest.approx([-echo / 17, 1, echo], abs=1e-5)
     for head in (f1.PREVIOUS, f1.DECOY, (0, 1), (1, 3)):
         assert score[head] == [0, 0, 0]
 
@@ -236,3 +243,52 @@ def test_heads_without_scores_are_refused(f1, model):
     scores["prefix_matching"][:] = np.nan
     with pytest.raises(JobError, match="no-scores"):
         ablation_tables(model, scores)
+
+
+@pytest.mark.slow
+def test_the_shipped_models_top_head_is_confirmed_over_three_seeds():
+    """Scores from their own sequences; every head of the top head's block is taken out alone."""
+    model = load(str(bundled_causal()), dtype="float32")
+    config = ConfirmConfig(sequences=8, periods=(40, 80))
+    scores = scored(model, repeated_tokens(model, config, 100))
+    top = int(np.argmax(scores["prefix_matching"]))
+    assert scores["prefix_matching"][top] > 0.8
+    assert scores["previous_token"].max() > 0.9
+    block = scores["layer"] == scores["layer"][top]
+    tables = ablation_tables(model, {name: v[block] for name, v in scores.items()}, config)
+    verdict, rows = tables["confirmation"], tables["ablation"]
+    assert verdict["confirmed"].tolist() == [1, 1, 1]
+    assert set(verdict["layer"]) == {scores["layer"][top]}
+    assert (verdict["rise"] > 0.5).all()
+    assert (verdict["strong_rise"] > 4).all()  # others stand in for one
+    assert (np.abs(verdict["control_rise"]) < 0.2).all()
+    assert (rows["loss_first_before"] > 7).all()
+    assert (rows["loss_second_before"] < 1).all()
+    weak = [i for i, what in enumerate(rows["what"]) if what == "weak"]
+    assert (np.abs(rows["rise"][weak]) < 0.2).all()
+    copying = copying_scores(model, repeated_tokens(model, config, 0))["copying"]
+    strong = scores["prefix_matching"] >= config.threshold
+    assert copying[strong].min() > 10 * np.abs(copying[~strong]).max()
+
+
+def scored(model, examples):
+    """The statistic's heads table over these sequences."""
+    statistic, facts = STATISTICS.get("induction")(), ModelFacts.of(model.adapter)
+    partial, mask = statistic.empty(facts), examples.mask.bool()
+    got = model.adapter.capture(examples.ids, examples.mask, statistic.requires(facts))
+    lengths, ids = mask.sum(1).numpy(), examples.ids[mask].numpy()
+    special = np.isin(ids, model.tokenizer.all_special_ids)
+    partial.update(
+        SequenceBlock(
+            part=0,
+            row_ids=np.arange(len(ids)),
+            bounds=np.concatenate([[0], np.cumsum(lengths)]),
+            tokens={
+                "token_id": ids,
+                "flags": (special * FLAG_SPECIAL).astype(np.uint16),
+                "seq_id": np.repeat(np.arange(len(lengths)), lengths),
+            },
+            sites={site: value[mask] for site, value in got.items()},
+        )
+    )
+    return partial.finalize()["heads"]

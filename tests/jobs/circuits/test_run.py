@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -180,11 +181,11 @@ def memory(fresh_url):
 
 
 class Backwards:
-    """A runtime whose parts end in the opposite order, each by a worker of its own."""
+    """A runtime whose parts end in the opposite order, each by a worker of its own that came by post."""
 
     def map(self, make_worker, parts):
         for part in reversed(parts):
-            worker = make_worker()
+            worker = pickle.loads(pickle.dumps(make_worker))()
             yield part, worker.run(part)
             worker.close()
 

@@ -15,11 +15,20 @@ from jobs.errors import RefusedError
 from jobs.kernels import bench as bench_module
 from jobs.kernels import timing
 from jobs.kernels.bench import FidelityWorker, bench_attention
+from jobs.kernels.measure import ceilings
 from jobs.kernels.settings import AttentionBench
 from jobs.results import Result
 from jobs.runtimes.in_process import InProcess
 
-SMALL = {"block": 8, "densities": (0.3, 1.0), "sequences": 4, "controls": ("gauss_iid", "perm_tok")}
+SMALL = {"block": 8, "densities": (0.3, 1.0), "sequences": 3, "controls": ("gauss_iid", "perm_tok")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_ceilings():
+    """Measure ceilings on little: no test looks at their size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_module, "ceilings", lambda: ceilings(64, 1 << 16))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +36,7 @@ def urls(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     corpus = folder / "corpus"
     corpus.mkdir()
-    for number in range(4):
+    for number in range(3):
         (corpus / f"{number}.txt").write_text(toy.TEXT[number * 40 :] * 2)
     found = {}
     for family in ("llama", "bert"):
@@ -56,9 +65,9 @@ def rows_of(result, name):
 def test_there_is_a_row_for_every_combination_and_all_are_valid(measured):
     rows = rows_of(measured, "attention")
     keys = {(r["layer"], r["sample_id"], r["control"], r["method"], r["budget"]) for r in rows}
-    assert len(rows) == len(keys) == 2 * 4 * 3 * 4 * 2
+    assert len(rows) == len(keys) == 2 * 3 * 3 * 4 * 2
     assert all(r["valid"] and r["status"] == "ok" and r["head"] == -1 for r in rows)
-    assert len({r["document"] for r in rows}) == 4
+    assert len({r["document"] for r in rows}) == 3
 
 
 def test_full_budgets_miss_nothing_and_smaller_ones_do(measured):
@@ -77,7 +86,7 @@ def test_heads_are_means_over_documents(measured):
     heads = rows_of(measured, "attention_heads")
     assert len(heads) == 2 * 3 * 4 * 2 * 4
     assert {r["head"] for r in heads} == set(range(4))
-    assert all(r["documents"] == 4 for r in heads)
+    assert all(r["documents"] == 3 for r in heads)
     samples = rows_of(measured, "attention")
     cell = {"layer": 1, "control": "real", "method": "oracle", "budget": 0.3}
     mine = [r for r in samples if all(r[n] == v for n, v in cell.items())]
@@ -90,7 +99,7 @@ def test_heads_are_means_over_documents(measured):
 def test_gains_are_real_less_control_with_intervals_over_documents(measured):
     gains = rows_of(measured, "structure")
     assert {r["control"] for r in gains} == {"gauss_iid", "perm_tok"}
-    assert all(r["documents"] == 4 for r in gains if r["metric"] == "mass_recall")
+    assert all(r["documents"] == 3 for r in gains if r["metric"] == "mass_recall")
     for row in gains:
         if row["metric"] == "mass_recall":
             assert row["gain"] == pytest.approx(row["real"] - row["control_value"], abs=1e-9)
@@ -128,20 +137,11 @@ def test_timed_plans_can_be_replayed(measured):
     assert again.geometry.queries == 44
 
 
-def test_the_same_question_is_answered_once_and_alike(measured, urls, tmp_path):
+def test_the_same_question_is_answered_once(measured, urls):
     config = AttentionBench(layers=(0, 1), repeats=5, lengths=(100,), **SMALL)
     again = bench_attention(store.open(urls["llama"]), config, measured.path.parent.parent)
     assert again.done
     assert again.path == measured.path
-    elsewhere = bench_attention(store.open(urls["llama"]), config, tmp_path)
-    for name in ("attention", "attention_heads", "structure"):
-        ours, theirs = measured.table(name), elsewhere.table(name)
-        for column in ours:
-            assert np.array_equal(
-                np.asarray(ours[column]),
-                np.asarray(theirs[column]),
-                equal_nan=np.asarray(ours[column]).dtype.kind == "f",
-            ), (name, column)
 
 
 def test_a_run_in_any_order_gives_the_same_tables(measured, urls, tmp_path):
@@ -152,8 +152,12 @@ def test_a_run_in_any_order_gives_the_same_tables(measured, urls, tmp_path):
     config = AttentionBench(layers=(0, 1), repeats=0, **SMALL)
     result = bench_attention(store.open(urls["llama"]), config, tmp_path, runtime=Backwards())
     assert set(result.tables()) == {"attention", "attention_heads", "structure"}
-    for name in ("mass_recall", "out_rel_err", "sample_id"):
-        assert np.array_equal(result.table("attention")[name], measured.table("attention")[name])
+    for name in result.tables():
+        ours, theirs = measured.table(name), result.table(name)
+        assert set(ours) == set(theirs)
+        for column in ours:
+            one, other = np.asarray(ours[column]), np.asarray(theirs[column])
+            assert np.array_equal(one, other, equal_nan=one.dtype.kind == "f"), (name, column)
 
 
 def test_workers_travel(urls):

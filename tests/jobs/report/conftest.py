@@ -148,6 +148,9 @@ def _heads(folder, text="the"):
              "rise": np.array([-0.01, 2.0, 1.0, 5.0, 0.0])},
         )  # fmt: skip
         result.write_table(
+            "copying", {"layer": layer, "head": head, "copying": np.where(layer, 2.0, -0.5)}
+        )
+        result.write_table(
             "confirmation",
             {"seed": np.array([0, 1]), "layer": np.array([1, 1]), "head": np.array([1, 1]),
              "score": np.array([0.93, 0.93]), "rise": np.array([2.0, 1.0]),

@@ -6,7 +6,7 @@ import pytest
 import store
 from jobs.config import Ingest
 from jobs.errors import UsageError
-from jobs.runtimes.choose import begun_with, runtime_for
+from jobs.runtimes.choose import begun_with, chosen
 from jobs.runtimes.in_process import InProcess
 from jobs.runtimes.ray import Ray
 from jobs.runtimes.shards import Shards
@@ -32,8 +32,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("given", "shard", "says"), REFUSED.values(), ids=list(REFUSED))
 def test_what_contradicts_itself_is_refused(given, shard, says):
-    with pytest.raises(UsageError, match=says), runtime_for(Ingest(**given), shard=shard):
-        pass
+    with pytest.raises(UsageError, match=says):
+        chosen(Ingest(**given), shard=shard)
 
 
 @pytest.mark.parametrize(
@@ -47,16 +47,15 @@ def test_what_contradicts_itself_is_refused(given, shard, says):
     ids=["usual", "shard", "ray", "address"],
 )
 def test_settings_choose(given, shard, kind):
-    with runtime_for(Ingest(**given), shard=shard) as runtime:
-        assert isinstance(runtime, kind)  # Ray starts when it first gets parts
+    assert isinstance(chosen(Ingest(**given), shard=shard), kind)
 
 
 def test_a_ray_gets_what_was_said():
     given = {"ray": "h:1", "workers": 3, "threads": 2, "resources": "gpu_node=1,fast"}
-    with runtime_for(Ingest(**given), gpus=1) as runtime:
-        assert (runtime.address, runtime.workers, runtime.threads) == ("h:1", 3, 2)
-        assert runtime.resources == {"gpu_node": 1.0, "fast": 1.0}
-        assert runtime.gpus == 1
+    runtime = chosen(Ingest(**given), gpus=1)
+    assert (runtime.address, runtime.workers, runtime.threads) == ("h:1", 3, 2)
+    assert runtime.resources == {"gpu_node": 1.0, "fast": 1.0}
+    assert runtime.gpus == 1
 
 
 @pytest.fixture
@@ -75,10 +74,9 @@ def begun(tmp_path):
 
 def test_a_group_goes_on_with_the_threads_it_began_with(begun):
     assert begun_with(str(begun), "acts") == 7
-    with runtime_for(Ingest(runtime="ray"), url=str(begun), group="acts") as runtime:
-        assert runtime.threads == 7
-    with runtime_for(Ingest(runtime="ray", threads=2), url=str(begun), group="acts") as runtime:
-        assert runtime.threads == 2
+    place = {"url": str(begun), "group": "acts"}
+    assert chosen(Ingest(runtime="ray"), **place).threads == 7
+    assert chosen(Ingest(runtime="ray", threads=2), **place).threads == 2
 
 
 def test_what_is_not_there_yet_has_no_threads(begun, tmp_path):

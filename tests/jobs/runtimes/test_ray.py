@@ -134,6 +134,8 @@ def test_what_no_node_offers_is_refused_at_once(ray_of_two, asked, says):
     began = time.monotonic()
     with pytest.raises(RefusedError, match=rf"resource-missing.*{says}.*offer: CPU 2") as caught:
         list(Ray(**{"threads": 1, **asked}).map(_facts, [1, 2]))
+    with pytest.raises(RefusedError, match="resource-missing"):
+        Ray(**{"address": "auto", "threads": 1, **asked}).__enter__()
     assert time.monotonic() - began < 5
     assert caught.value.exit_code == 3
 

@@ -107,6 +107,28 @@ def test_a_record_survives_its_file_and_the_newest_of_its_hardware_counts(tmp_pa
     assert record_of("cpu unknown", tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '{"format": "actlake-codes-record/9"}',
+        '{"format": "actlake-codes-record/1"}',
+        "[]",
+    ],
+)
+def test_a_damaged_record_is_refused_by_name(tmp_path, text):
+    (tmp_path / "codes_x_202611.json").write_text(text)
+    with pytest.raises(JobError, match=r"bad-record.*codes_x_202611.json.*Nothing was started"):
+        record_of("cpu test", tmp_path)
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JobError, match=r"not-permitted.*codes_cpu-test_202611.json"):
+        record_with().save(tmp_path / "file")
+
+
 def test_records_that_ship_can_be_read_and_decide():
     for record in records():
         assert (FOLDER / f"{record.name}.json").is_file()
