@@ -20,6 +20,7 @@ from jobs.runtimes.in_process import InProcess
 from jobs.sequences import (
     Sources,
     locate,
+    missing_columns_error,
     model_facts,
     sequence_blocks,
     shared_parts,
@@ -109,8 +110,13 @@ def _resolved(
     stored = stored_sites(store, groups)
     bound = [settled(statistic, stored) for statistic in statistics]
     needs = [statistic.requires(facts) for statistic in bound]
-    sources = locate(store, list(dict.fromkeys(site for need in needs for site in need)), groups)
+    taken = [_taken(store, *pair) for pair in zip(bound, needs, strict=True)]
+    read = [
+        site for sites, plan in zip(needs, taken, strict=True) if plan is None for site in sites
+    ]
+    sources = _sources(store, read, taken, groups)
     parts = shared_parts(store, sources)
+    _refuse_partly_taken(store, taken, parts, groups)
     if not parts:
         raise JobError(
             f"no part of {store.url} has all of {', '.join(sources.groups)}. Nothing was started. Complete the "
@@ -118,8 +124,8 @@ def _resolved(
             kind="no-rows",
         )
     plans = [
-        planned(statistic, sites, sources.base, sources.specs)
-        for statistic, sites in zip(bound, needs, strict=True)
+        plan or planned(statistic, sites, sources.base, sources.specs)
+        for statistic, sites, plan in zip(bound, needs, taken, strict=True)
     ]
     return Resolved(
         plans=plans,
@@ -128,6 +134,46 @@ def _resolved(
         sources=sources,
         parts=parts,
     )
+
+
+def _sources(
+    store: Store,
+    sites: Sequence[str],
+    taken: Sequence[Planned | None],
+    groups: Sequence[str] | None,
+) -> Sources:
+    """Return where the sites to be read lie; where there are none, the groups of what was taken live."""
+    if sites:
+        return locate(store, list(dict.fromkeys(sites)), groups)
+    kept = {plan.group: plan.group for plan in taken if plan is not None}
+    return Sources(groups=kept, specs={}, base={})
+
+
+def _taken(store: Store, statistic: Statistic, sites: Sequence[str]) -> Planned | None:
+    """Return the plan of a statistic that was taken live of sites not all of which are stored; None otherwise."""
+    stored = set(stored_sites(store))
+    if stored.issuperset(sites):
+        return None
+    wanted = canonical(described(statistic))
+    found = [
+        Planned(statistic=statistic, sites=tuple(sites), recipe=group.recipe)
+        for group in store.groups.values()
+        if canonical(group.recipe.get("statistic")) == wanted
+        and set(group.recipe["columns"]) == set(sites)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _refuse_partly_taken(
+    store: Store,
+    taken: Sequence[Planned | None],
+    parts: Sequence[int],
+    groups: Sequence[str] | None,
+) -> None:
+    """Raise ``columns-missing`` where a statistic taken live lacks parts, and its columns are not there either."""
+    for plan in taken:
+        if plan is not None and set(parts) - _committed(store, plan):
+            raise missing_columns_error(store, plan.sites, groups)
 
 
 def _result(store: Store, whole: Resolved, plan: Planned, out: str | Path) -> Result:

@@ -114,18 +114,22 @@ def noise_band(one: Timing, other: Timing) -> float:
     """Return the relative difference that is none, from one thing timed as two.
 
     The larger of: how far the two medians lie apart, and the half width from 20th to 80th percentile of
-    either. A speedup s is "no difference" where ``|s − 1|`` is at most this.
+    either. A speedup s is "no difference" where ``max(s, 1/s) − 1`` is at most this (`verdict`).
     """
     low, high = sorted((one.median_us, other.median_us))
-    spread = max((t.p80_us - t.p20_us) / (2 * t.median_us) for t in (one, other))
-    return max(high / low - 1, spread)
+    return max(high / low - 1, spread(one), spread(other))
+
+
+def spread(timing: Timing) -> float:
+    """Return the half width of durations from the 20th to the 80th percentile, relative to the median."""
+    return (timing.p80_us - timing.p20_us) / (2 * timing.median_us)
 
 
 def verdict(speedup: float, band: float) -> str:
     """Return ``faster``, ``slower`` or ``no difference``."""
     if math.isnan(speedup):
         return ""
-    if abs(speedup - 1) <= band:
+    if max(speedup, 1 / speedup) - 1 <= band:
         return "no difference"
     return "faster" if speedup > 1 else "slower"
 

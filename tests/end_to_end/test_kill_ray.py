@@ -107,7 +107,7 @@ def _round(kind: str, number: int, nodes: Nodes, url: Path, corpus, model, want:
     nodes.fill_up()
     words = _words(url, corpus, model, "--ray", nodes.address)
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    _begun(process, url, rng.randrange(12), rng.uniform(0, 0.3))
+    _begun(process, url, rng.randrange(12), rng.uniform(0, 0.05))
     going = _kill(kind, process, nodes, rng)
     err = _end(process)
     if kind != "driver":  # the driver gets over the death of anybody else
@@ -144,4 +144,4 @@ def test_twenty_kills_leave_the_same_store(nodes, tmp_path, corpus, model, whole
     ]
     with capsys.disabled():
         sys.stdout.write(f"\n{kind}: {rounds} kills, {sum(went)} while the run was going on\n")
-    assert sum(went) > rounds // 2
+    assert 2 * sum(went) >= rounds

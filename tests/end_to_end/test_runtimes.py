@@ -139,3 +139,29 @@ def test_an_interrupt_ends_a_ray_run_cleanly_within_30_seconds(tmp_path, corpus,
     assert not report.orphans
     found = _run(_words(url, corpus, model, "float32", "--batch", "1"))
     assert found["left_parts"] == 0
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+def test_codes_and_evaluations_are_the_same_through_ray(tmp_path, front_door):
+    url = tmp_path / "s"
+    words = ["--source", "synthetic:width=32,features=64,active=3", "--rows", "6000", "--json"]
+    assert front_door("ingest", *words, "--out", url, "--part-rows", "1024")[0] == 0
+    words = ["--site", "x", "--out", tmp_path / "run", "--latents", "64", "--k", "3", "--json"]
+    code, out, _ = front_door("train", url, *words, "--rows", "4096", "--batch-rows", "512")
+    assert code == 0
+    book = json.loads(out)[0]["result"]
+    found = {}
+    for name, more in {"here": (), "ray": ("--runtime", "ray", "--workers", "2")}.items():
+        encode = ["encode", book, "--on", url, "--group", f"codes.{name}", "--json", *more]
+        assert front_door(*encode)[0] == 0
+        evaluate = ["eval", book, "--on", url, "--split", "all", "--out", tmp_path / name]
+        code, out, _ = front_door(*evaluate, "--json", *more)
+        assert code == 0
+        figures = {key: value for key, value in json.loads(out).items() if key != "result"}
+        codes = store.open(url).arrow(f"codes.{name}")
+        assert store.open(url).coverage[f"codes.{name}"].sealed
+        found[name] = (figures, codes)
+    assert found["here"][0] == found["ray"][0]
+    assert found["here"][1].equals(found["ray"][1])
+    assert found["here"][1].num_rows > 6000

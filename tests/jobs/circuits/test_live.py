@@ -90,7 +90,12 @@ def test_what_was_seen_live_is_not_read_again_and_needs_no_columns(
     live = run(tmp_path / "live", corpus, model, names=names, sites=one)
     assert set(live.groups["acts"].columns) == set(one)
     offline = made("bfloat16")
-    statistics_on(offline, [STATISTICS.get(name)() for name in names], tmp_path)
+    found = statistics_on(offline, [STATISTICS.get(name)() for name in names], tmp_path)
+    taken = statistics_on(live, [STATISTICS.get(name)() for name in names], tmp_path / "taken")
+    for there, here in zip(found, taken, strict=True):
+        for name in there.tables():
+            for column, values in there.table(name).items():
+                assert np.array_equal(values, here.table(name)[column], equal_nan=True), column
     for group in stat_groups(live):
         assert live.digest([group]) == offline.refresh().digest([group])
 

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.errors import UsageError
 from jobs.kernels import measure
-from jobs.kernels.measure import ceilings, interleaved, noise_band, timing, verdict
+from jobs.kernels.measure import ceilings, interleaved, noise_band, spread, timing, verdict
 
 
 def test_methods_take_turns_and_warm_up_is_not_counted(monkeypatch):
@@ -58,7 +58,9 @@ def test_the_band_is_what_one_thing_timed_twice_differs_by():
         == pytest.approx(0.2)
     )
     restless = timing([0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.5, 1.5])
-    assert noise_band(steady, restless) > 0.1
+    assert noise_band(steady, restless) == pytest.approx(spread(restless))
+    assert spread(restless) == pytest.approx(0.2)  # fifths at 0.8 and 1.2
+    assert spread(steady) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,11 @@ def test_the_band_is_what_one_thing_timed_twice_differs_by():
 )
 def test_inside_the_band_there_is_no_difference(speedup, said):
     assert verdict(speedup, 0.1) == said
+
+
+def test_a_wide_band_hides_no_great_loss():
+    assert verdict(0.05, 1.03) == "slower"
+    assert verdict(0.5, 1.03) == "no difference"
 
 
 def test_ceilings_are_measured():

@@ -43,15 +43,38 @@ def _facts():
     return Facts()
 
 
-def test_workers_get_their_threads_and_normal_priority(ray_of_two):
-    found = dict(ray_of_two.map(_facts, range(12)))
+def _meeting(folder, workers):
+    """Facts of workers that wait for one another, so that none does all parts before the other is up."""
+    folder.mkdir()
+
+    def make():
+        facts = _facts()
+
+        class Meets:
+            def run(self, part):
+                (folder / str(os.getpid())).touch()
+                until = time.monotonic() + 100
+                while len(list(folder.iterdir())) < workers and time.monotonic() < until:
+                    time.sleep(0.01)
+                return facts.run(part)
+
+            def close(self):
+                pass
+
+        return Meets()
+
+    return make
+
+
+def test_workers_get_their_threads_and_normal_priority(ray_of_two, tmp_path):
+    found = dict(ray_of_two.map(_meeting(tmp_path / "a", 2), range(12)))
     assert sorted(found) == list(range(12))
     told = list(found.values())
     assert {facts["nice"] for facts in told} == {os.nice(0)} == {0}
     assert {(facts["threads"], facts["omp"]) for facts in told} == {(1, "1")}
     pids = {facts["pid"] for facts in told}
     assert len(pids) == 2
-    again = {facts["pid"] for _, facts in ray_of_two.map(_facts, range(12))}
+    again = {f["pid"] for _, f in ray_of_two.map(_meeting(tmp_path / "b", 2), range(12))}
     assert again == pids, "the next job should find the processes of the one before"
 
 
