@@ -31,8 +31,9 @@ PUBLIC: dict[str, list[str]] = {
     "jobs": [],
     "jobs.circuits": ["STATISTICS"],
     "jobs.config": [
-        "BenchAttention", "BenchCodes", "Demo", "Encode", "Eval", "Ingest", "Inspect", "Latents", "Names", "Numbers",
-        "Placed", "Positional", "Query", "ReportOn", "Rows", "Shares", "Stats", "Status", "Tables", "Train", "Verb", "Verify", "Words", "to_yaml",
+        "BenchAttention", "BenchCodes", "Demo", "Encode", "Eval", "Ingest", "Inspect", "Latents",
+        "Names", "Numbers", "Placed", "Positional", "Query", "ReportOn", "Rows", "Shares",
+        "Stats", "Status", "Tables", "Train", "Verb", "Verify", "Words", "to_yaml",
     ],
     "jobs.demo": ["Outcome", "demo", "source_for"],
     "jobs.dictionaries": ["VARIANTS", "EvalResult", "TrainConfig", "Trained", "evaluate", "train"],
