@@ -181,10 +181,17 @@ def _result(store: Store, whole: Resolved, plan: Planned, out: str | Path) -> Re
     config = {
         "statistic": described(plan.statistic),
         "partials": plan.group,
+        "text": _source(store),
         "rows": sha256(canonical(rows)),
     }
     groups = sorted({"tokens", *whole.sources.groups.values()})
     return Result.create(out, VERB, config, store=store.id, pin=_pin(store, groups))
+
+
+def _source(store: Store) -> str:
+    """Return the kind of source the rows come from; empty where the store does not say."""
+    source = store.groups["tokens"].recipe.get("source")
+    return str(source.get("kind", "")) if isinstance(source, Mapping) else ""
 
 
 def _pin(store: Store, groups: Sequence[str]) -> str:

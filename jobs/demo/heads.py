@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,8 @@ class Looked:
     """Layers whose q, k, v and z are kept."""
     results: tuple[Result, ...]
     """In the order a report tells them."""
+    top: dict[str, Any]
+    """The head with the top score: layer, head, score, mean rise of the loss without it, seeds that confirm it."""
 
 
 def look(config: Demo, out: Path, *, runtime: Runtime, progress: Progress) -> Looked:
@@ -108,7 +111,20 @@ def look(config: Demo, out: Path, *, runtime: Runtime, progress: Progress) -> Lo
             _passages(texts, on_text[0], out),
             *on_text,
         ),
+        top=_top(confirmed),
     )
+
+
+def _top(confirmed: Result) -> dict[str, Any]:
+    found = {name: np.asarray(values) for name, values in confirmed.table("confirmation").items()}
+    return {
+        "layer": int(found["layer"][0]),
+        "head": int(found["head"][0]),
+        "prefix_matching": float(found["score"][0]),
+        "rise": float(found["rise"].mean()),
+        "confirmed": int(found["confirmed"].sum()),
+        "seeds": len(found["seed"]),
+    }
 
 
 def _kept(layers: int) -> tuple[int, ...]:

@@ -13,13 +13,21 @@ from store import Store
 
 DENSITIES = (0.125, 0.25, 0.5)
 SEQUENCES = 8
+ROWS_OF_A_SEQUENCE = 2048
+"""Rows in the store for each sequence measured, up to ``SEQUENCES``: a small demo measures few."""
 
 
 def attention(store: Store, layers: tuple[int, ...], out: Path, progress: Progress) -> Result:
     """Measure planners on the attention a store keeps."""
+    rows = store.coverage["tokens"].rows
     return bench_attention(
         store,
-        AttentionBench(layers=layers, densities=DENSITIES, sequences=SEQUENCES, repeats=5),
+        AttentionBench(
+            layers=layers,
+            densities=DENSITIES,
+            sequences=min(SEQUENCES, max(2, rows // ROWS_OF_A_SEQUENCE)),
+            repeats=5,
+        ),
         out,
         step=lambda phase, done, total: progress(f"bench {phase}", done, total, unit="steps"),
     )

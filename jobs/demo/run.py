@@ -34,6 +34,8 @@ class Outcome:
     dead: int
     digest: str | None
     heads_digest: str | None
+    top_head: dict[str, Any]
+    """The causal model's best induction head and what its loss says."""
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -69,6 +71,7 @@ def demo(config: Demo, *, progress: Progress, interrupts: Interrupts) -> Outcome
         dead=int(learned.figures["dead"]),
         digest=checked[0].digest,
         heads_digest=checked[1].digest,
+        top_head=looked.top,
         seconds=time.monotonic() - began,
     )
 

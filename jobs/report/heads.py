@@ -49,6 +49,28 @@ def sinks(key: str, found: Table, label: Any) -> Html:
     return section(key, join(["Sinks", label]), _maps(picked, SINKS))
 
 
+def massive(key: str, found: Table, label: Any) -> Html:
+    """Return how far the greatest magnitude of each layer stands out from its median."""
+    lines = [
+        (
+            str(found["layer"][i]),
+            _plain(found["median"][i]),
+            _plain(found["top1"][i]),
+            _plain(found["top1_over_median"][i]),
+            numbers.count(found["hits"][i]),
+        )
+        for i in range(len(found["layer"]))
+    ]
+    head = ("layer", "median magnitude", "greatest", "greatest / median", "massive")
+    said = element(
+        "p",
+        "Magnitudes of what leaves each layer. An activation counts as massive above 100 and a thousand medians of "
+        "its sequence; small models seldom reach the first, so the ratio is what compares across sizes.",
+        class_="note",
+    )
+    return section(key, join(["Massive activations", label]), said, table("By layer", head, lines))
+
+
 def _maps(found: Table, measures: dict[str, tuple[str, str]]) -> Html:
     """Return heat maps of some columns of a table with one row for each layer and head."""
     if not len(found["layer"]):
@@ -111,7 +133,7 @@ def _rises(found: Table) -> Html:
     single = np.array([what == "head" for what in found["what"]])
     return _nats(
         "Rise of the loss",
-        "nats, each head switched off alone, a mean over seeds",
+        "nats, each head off alone, mean over seeds",
         *(found[name][single] for name in ("layer", "head", "rise")),
     )
 
@@ -120,7 +142,7 @@ def _copies(found: Table) -> Html:
     """Return how much heads raise the logit of what they attend to, as a heat map."""
     return _nats(
         "Copying",
-        "nats by which a head's output raises the logit of the token it attends to, over the mean logit",
+        "nats by which a head raises the logit of the right token",
         *(found[name] for name in ("layer", "head", "copying")),
     )
 

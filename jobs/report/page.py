@@ -28,6 +28,7 @@ _SECTIONS: dict[str, tuple[tuple[str, ...], Callable[..., Html]]] = {
     "Latents": ((), passages.telling),
     "Heads": (("heads",), heads.heads),
     "Sinks": (("attention_sinks",), heads.sinks),
+    "Massive activations": (("layers",), heads.massive),
     "Where heads look": (("head_passages", "head_tokens"), heads.passages),
     "Ablation": (("ablation", "confirmation", "copying"), heads.ablation),
     "Sparse attention": (("attention", "structure"), kernels.attention),
@@ -142,7 +143,9 @@ def _findings(
 
 
 def _label(result: Result) -> Html:
-    return element("small", runs.site([result]) or result.path.name)
+    """Return what tells a result from others like it: its site, its text, or its name."""
+    said = runs.site([result]) or runs.find(result.card.config, "text")
+    return element("small", f"on {said}" if said else result.path.name)
 
 
 def _lead(

@@ -11,6 +11,7 @@ A report recomputes nothing. It takes a result for what its tables say, whatever
   ``context_tokens``: the texts of each passage, which join in order of offset (from the top token), with the
   latent's activation there, 0 if silent;
 - ``heads``: what each attention head looks at; ``attention_sinks``: how much it gives to the first positions;
+- ``layers``: how far the greatest magnitude of each layer stands out;
 - ``head_passages``: one row per pair of rows a head connects; ``head_tokens``: the texts around both;
 - ``ablation``: the loss on repeated tokens with and without some heads, by seed; ``confirmation``: what that says of
   the head with the top score; ``copying``: how much each head raises what it attends to;
@@ -71,6 +72,9 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "seed": "i", "layer": "i", "head": "i", "score": "f", "rise": "f", "rise_low": "f",
         "rise_high": "f", "rank": "i", "weak_rise": "f", "strong": "i", "strong_rise": "f",
         "confirmed": "i",
+    },
+    "layers": {
+        "layer": "i", "median": "f", "top1": "f", "top1_over_median": "f", "hits": "i",
     },
     "copying": {"layer": "i", "head": "i", "copying": "f"},
     "attention": {

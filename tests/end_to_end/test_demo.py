@@ -26,7 +26,10 @@ DEMO = [
     "8",
     "--epochs",
     "2",
+    "--heads-rows",
+    "4k",
 ]
+HERE = ["--runtime", "in_process"]
 PARAGRAPHS = [
     paragraph
     for text in topics.values()
@@ -46,7 +49,7 @@ def home(tmp_path_factory):
     before = Path.cwd()
     os.chdir(folder)
     try:
-        assert cli.main(DEMO) == 0
+        assert cli.main([*DEMO, *HERE]) == 0
     finally:
         os.chdir(before)
     return folder
@@ -68,11 +71,63 @@ def test_it_leaves_a_verified_store_results_and_a_report(home):
         p.parent.name.partition("-")[0]: json.loads(p.read_text())
         for p in demo.glob("results/*/card.json")
     }
-    assert set(cards) == {"ingest", "train", "eval", "contexts"}
+    assert set(cards) == {
+        "ingest",
+        "train",
+        "eval",
+        "contexts",
+        "stats",
+        "confirm",
+        "passages",
+        "bench",
+    }
     assert {card["outcome"] for card in cards.values()} == {"done"}
     page = (demo / "report.html").read_text(encoding="utf-8")
     assert opened.id in page
     assert not re.search(r'(src|href)="https?:', page)
+
+
+def test_the_shipped_models_induction_heads_are_found_and_confirmed(home):
+    demo = home / "actlake-demo"
+    found = Result.open(next(demo.glob("results/confirm-*"))).table("confirmation")
+    assert set(found["layer"].tolist()) == {4}
+    assert set(found["head"].tolist()) <= {0, 1, 2, 3}
+    assert found["confirmed"].tolist() == [1, 1, 1]
+    assert (np.asarray(found["rise"]) > 0.5).all()
+    pairs = Result.open(next(demo.glob("results/passages-*"))).table("head_passages")
+    assert set(np.asarray(pairs["layer"]).tolist()) == {4}
+
+
+def test_statistics_were_taken_live_and_cost_no_columns(home):
+    heads = store.open(home / "actlake-demo" / "heads")
+    kinds = {name.partition("-")[0] for name in heads.groups if name.startswith("stat.")}
+    assert kinds == {
+        "stat.induction",
+        "stat.attention_sinks",
+        "stat.massive_activations",
+        "stat.moments",
+    }
+    assert {column.split(".")[1] for column in heads.groups["attn"].columns} == {"3", "4"}
+    assert store.verify(heads).ok
+
+
+def test_the_report_tells_of_everything(home):
+    page = (home / "actlake-demo" / "report.html").read_text(encoding="utf-8")
+    for name in ("Evaluation", "Training", "Telling latents", "Heads", "Sinks", "Where heads look", "Ablation",
+                 "Sparse attention", "Attention times", "Sparse codes", "Run card"):  # fmt: skip
+        assert re.search(rf"<h2[^>]*>{name}", page), name
+
+
+@pytest.mark.cluster
+def test_through_ray_the_stores_are_the_same(home, tmp_path, monkeypatch):
+    from jobs import cli
+
+    (tmp_path / "topics.jsonl").write_bytes((home / "topics.jsonl").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*DEMO, "--workers", "2", "--threads", "1"]) == 0
+    for name in ("store", "heads", "repeats"):
+        here, there = (store.open(at / "actlake-demo" / name) for at in (home, tmp_path))
+        assert here.digest() == there.digest(), name
 
 
 def test_codes_are_what_the_dictionary_says(home):

@@ -148,6 +148,11 @@ def _heads(folder, text="the"):
              "rise": np.array([-0.01, 2.0, 1.0, 5.0, 0.0])},
         )  # fmt: skip
         result.write_table(
+            "layers",
+            {"layer": np.arange(2), "median": np.array([0.5, 1.0]), "top1": np.array([60.0, 900.0]),
+             "top1_over_median": np.array([120.0, 900.0]), "hits": np.array([0, 7])},
+        )  # fmt: skip
+        result.write_table(
             "copying", {"layer": layer, "head": head, "copying": np.where(layer, 2.0, -0.5)}
         )
         result.write_table(

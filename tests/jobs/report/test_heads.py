@@ -49,6 +49,21 @@ def test_ablation_says_what_each_head_and_set_does(heads):
     assert re.search(r">all high-scoring heads<.*?>\+5.00<", page, re.S)
 
 
+def test_massive_activations_are_told_by_layer(heads):
+    page = compose([heads()], {})
+    for row in (("0", "0.500", "60.0", "120", "0"), ("1", "1.00", "900", "900", "7")):
+        assert re.search(".*?".join(re.escape(f">{cell}<") for cell in row), page, re.S), row
+
+
+def test_results_of_one_kind_are_told_apart_by_their_text(heads, tmp_path):
+    from jobs.results import Result
+
+    with Result.create(tmp_path, "stats", {"text": "repeats"}) as other:
+        other.write_table("heads", heads().table("heads"))
+    page = compose([heads(), other], {})
+    assert "<small>on repeats</small>" in page
+
+
 def test_hostile_text_stays_text(heads):
     page = compose([heads(HOSTILE)], {})
     assert "<script" not in page
