@@ -129,7 +129,8 @@ def verdict(speedup: float, band: float) -> str:
     """Return ``faster``, ``slower`` or ``no difference``."""
     if math.isnan(speedup):
         return ""
-    if max(speedup, 1 / speedup) - 1 <= band:
+    # The baseline's own second measurement makes up the band: rounding must not put it outside.
+    if max(speedup, 1 / speedup) - 1 <= band * (1 + 1e-9):
         return "no difference"
     return "faster" if speedup > 1 else "slower"
 

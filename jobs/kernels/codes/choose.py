@@ -6,6 +6,7 @@ keeps it by name, so that a resume goes on with the forms it began with, whateve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,11 @@ DEFAULTS: Mapping[str, Mapping[str, str]] = {
 DEFAULT_RIDGE = 4.0
 """L/k from which hardware without a record takes the sparse forms; about the crossover with float32 products on a
 CPU with AVX512."""
+
+
+MARGIN = 1.25
+"""Lead a sparse form must have over the dense one. At the crossover two measurements of one machine disagree: decoding at
+L/k 2 was 1.06 times as fast in one run and 0.92 times in the next (1024 latents, width 384, November 2026)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +106,7 @@ def choose(
         }
         for product in PRODUCTS
     }
-    best = {product: min(of, key=lambda form: of[form]) for product, of in foretold.items()}
+    best = {product: _fastest(of) for product, of in foretold.items()}
     return Choice(
         forms=best,
         record=record.name,
@@ -108,6 +114,12 @@ def choose(
         shape=sizes,
         predicted_seconds=foretold,
     )
+
+
+def _fastest(foretold: Mapping[str, float]) -> str:
+    """Return the form foretold to be the fastest; the dense one unless another leads it by ``MARGIN``."""
+    best = min(foretold, key=lambda form: foretold[form])
+    return "dense" if foretold.get("dense", math.inf) < MARGIN * foretold[best] else best
 
 
 def built(forms: Mapping[str, str]) -> Chosen:

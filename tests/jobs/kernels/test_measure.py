@@ -88,3 +88,8 @@ def test_ceilings_are_measured():
     assert [c.quantity for c in found] == ["product float32", "product bfloat16", "copy"]
     assert all(c.value > 0 for c in found)
     assert all("threads" in c.setting for c in found)
+
+
+def test_a_baseline_timed_twice_is_never_slower_than_itself():
+    again, first = 12204.317998111947, 11678.105998726096
+    assert verdict(first / again, again / first - 1) == "no difference"

@@ -13,7 +13,7 @@ from jobs.dictionaries import TrainConfig, train
 from jobs.dictionaries.contract import ArrayFeed
 from jobs.errors import JobError
 from jobs.kernels.codes import choose as module
-from jobs.kernels.codes.choose import DEFAULT_RIDGE, RecordedOps, built, choose
+from jobs.kernels.codes.choose import DEFAULT_RIDGE, MARGIN, RecordedOps, built, choose
 from jobs.kernels.codes.contract import FORMS, PRODUCTS, Shape, products, run
 from jobs.kernels.codes.inputs import synthetic
 from jobs.kernels.codes.records import FOLDER, Figure, Record, record_of, records
@@ -58,10 +58,10 @@ def record_with(*, crossover=10.0, hardware="cpu test", month="202611", latents=
     return Record(hardware_class=hardware, month=month, figures=tuple(figures), meta={})
 
 
-@pytest.mark.parametrize("ratio", [2.0, 5.0, 9.0, 11.0, 40.0, 1000.0])
-def test_dense_is_chosen_below_the_measured_crossover_and_sparse_above(ratio):
+@pytest.mark.parametrize("ratio", [2.0, 5.0, 9.0, 11.0, 12.0, 13.0, 40.0, 1000.0])
+def test_sparse_is_chosen_from_its_margin_above_the_measured_crossover_on(ratio):
     found = choose(shape_of(ratio), record_with(crossover=10.0))
-    assert found.forms == dict.fromkeys(PRODUCTS, "dense" if ratio < 10 else "bags")
+    assert found.forms == dict.fromkeys(PRODUCTS, "dense" if ratio < 10 * MARGIN else "bags")
 
 
 def test_rounding_forms_are_chosen_only_where_they_are_allowed():
