@@ -137,6 +137,9 @@ def _passages(store: Store, induction: Result, out: Path) -> Result:
     pairs = {name: np.asarray(values) for name, values in induction.table("head_contexts").items()}
     named = pairs["layer"] * 65_536 + pairs["head"]
     best = np.isin(named, list(dict.fromkeys(named.tolist()))[:SHOWN_HEADS])
+    best &= (
+        pairs["query_row"] != pairs["key_row"]
+    )  # a token said twice in a row is its own continuation
     best &= pairs["rank"] < SHOWN_PAIRS
     shown = {name: values[best] for name, values in pairs.items()}
     described = {"of": induction.path.name, "heads": SHOWN_HEADS, "pairs": SHOWN_PAIRS}

@@ -111,7 +111,10 @@ def ablation(key: str, found: Table, verdicts: Table, copying: Table, label: Any
 
 
 def _verdicts(found: Table) -> Html:
-    head = ("seed", "top head", "score", "rise", "95 % interval", "rank", "low scores", "confirmed")
+    head = (
+        *("seed", "top head", "score", "rise", "95 % interval", "rank of rise"),
+        *("largest rise, low scores", "confirmed"),
+    )
     lines = [
         (
             str(found["seed"][i]),
