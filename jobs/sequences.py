@@ -139,7 +139,7 @@ def missing_columns_error(
     missing = [site for site in sites if not _holders(held, site)]
     made = next((group for group in held if "model" in group.recipe), None)
     words = ["actlake", "ingest", "--into", store.url, "--group", _free_name(store, made)]
-    words += ["--model", _model_name(store, made), "--sites", ",".join(_compact(missing))]
+    words += ["--model", _made_by(store, made) or "MODEL", "--sites", ",".join(_compact(missing))]
     if made is not None:
         words += ["--batch", str(batch_of(made.recipe)), "--dtype", made.recipe["compute_dtype"]]
         dtypes = sorted(set(made.recipe["dtypes"].values()))
@@ -165,8 +165,15 @@ def _free_name(store: Store, made: Group | None) -> str:
     return next(name for name in names if name not in store.groups)
 
 
-def _model_name(store: Store, made: Group | None) -> str:
-    return str(_provenance(store, made).get("model_name") or "MODEL")
+def _made_by(store: Store, made: Group | None) -> str:
+    return str(_provenance(store, made).get("model_name") or "")
+
+
+def model_name(store: Store, groups: Sequence[str] | None = None) -> str:
+    """Return what the model that filled some groups (default: all) was called, its last part where it was a path."""
+    held = whole_groups(store, groups)
+    made = next((group for group in held if "model" in group.recipe), None)
+    return _made_by(store, made).rstrip("/").rpartition("/")[2]
 
 
 def _compact(sites: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -84,12 +84,25 @@ class ModelFacts:
                 "version, or by another program). Nothing was started. Name the model: --model FOLDER.",
                 kind="facts-missing",
             )
-        if not 0 <= layer < self.layers:
-            raise SiteError(
-                f"there is no block {layer}; the {self.family} model has blocks 0 to "
-                f"{self.layers - 1}. Nothing was started."
-            )
+        self.blocks((layer,))
         return self.attentions[layer]
+
+    def blocks(self, chosen: Sequence[int] = ()) -> tuple[int, ...]:
+        """Return blocks ascending, each once: those chosen, else all.
+
+        Raises
+        ------
+        SiteError
+            One of them is not there.
+        """
+        found = tuple(sorted(set(chosen))) or tuple(range(self.layers))
+        for layer in found:
+            if not 0 <= layer < self.layers:
+                raise SiteError(
+                    f"there is no block {layer}; the {self.family or 'store'!r} model has blocks 0 to "
+                    f"{self.layers - 1}. Nothing was started. Name some of them."
+                )
+        return found
 
     @classmethod
     def of_folder(cls, folder: str | Path) -> tuple[Self, str]:

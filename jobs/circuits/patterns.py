@@ -118,7 +118,7 @@ def layers_of(model: ModelFacts, layers: tuple[int, ...]) -> tuple[int, ...]:
     ActlakeError
         A block is not there, or how the model attends is not recorded.
     """
-    chosen = tuple(sorted(set(layers))) or tuple(range(model.layers))
+    chosen = model.blocks(layers)
     for layer in chosen:
         model.attention(layer)
     return chosen

@@ -22,6 +22,7 @@ from jobs.sequences import (
     locate,
     missing_columns_error,
     model_facts,
+    model_name,
     sequence_blocks,
     shared_parts,
     stored_sites,
@@ -181,6 +182,7 @@ def _result(store: Store, whole: Resolved, plan: Planned, out: str | Path) -> Re
     config = {
         "statistic": described(plan.statistic),
         "partials": plan.group,
+        "model": model_name(store, whole.groups),
         "text": _source(store),
         "rows": sha256(canonical(rows)),
     }

@@ -93,7 +93,8 @@ def loss_by_copy(
 ) -> tuple[float, float]:
     """Return the mean loss on the first and on the second copy of blocks of random tokens, in nats.
 
-    A sequence is ``<|bos|>`` and ``period`` tokens, all different, said twice (the source ``repeats``).
+    A sequence is ``<|bos|>`` and ``period`` tokens, all different, said twice (the source ``repeats``). The second
+    copy's first token, which nothing foretells, is left out.
     """
     from ingest.sources import SOURCES
 
@@ -102,7 +103,7 @@ def loss_by_copy(
     documents = source.token_documents(Vocabulary(tokens=vocab, special=special, bos=BOS_ID))
     ids_BT = np.stack([document.token_ids for document in documents])
     losses_BT = _losses(model, torch.from_numpy(ids_BT).long())
-    return losses_BT[:, :period].mean().item(), losses_BT[:, period:].mean().item()
+    return losses_BT[:, :period].mean().item(), losses_BT[:, period + 1 :].mean().item()
 
 
 def loss_on_text(model: Any, tokens_N: Array, length: int, *, sequences: int = 64) -> float:

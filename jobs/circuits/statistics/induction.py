@@ -89,14 +89,17 @@ class Induction:
         ------
         JobError
             ``not-causal``.
+        ModelError
+            ``facts-missing``: it is not known how the model attends.
         """
-        if not model.causal:
+        sites = pattern_sites(model, self.layers)
+        if not all(model.attention(layer).causal for layer in layers_of(model, self.layers)):
             raise JobError(
                 f"induction heads of a {model.family} model were asked for; it is bidirectional, and the "
                 "templates are about what came before. Nothing was started. Use a causal model.",
                 kind="not-causal",
             )
-        return pattern_sites(model, self.layers)
+        return sites
 
     def empty(self, model: ModelFacts) -> _Induction:
         """Return the partial of no rows."""

@@ -48,12 +48,9 @@ class MassiveActivations:
                 kind="bad-number",
             )
 
-    def _layers(self, model: ModelFacts) -> tuple[int, ...]:
-        return self.layers or tuple(range(model.layers))
-
     def requires(self, model: ModelFacts) -> tuple[str, ...]:
         """Return ``resid_post`` of the blocks."""
-        return tuple(f"blocks.{layer}.resid_post" for layer in self._layers(model))
+        return tuple(f"blocks.{layer}.resid_post" for layer in model.blocks(self.layers))
 
     def empty(self, model: ModelFacts) -> MassivePartial:
         """Return the partial of no rows."""
@@ -62,7 +59,7 @@ class MassiveActivations:
         layers = len(sites)
         return MassivePartial(
             config=self,
-            layers=self._layers(model),
+            layers=model.blocks(self.layers),
             rows=0,
             histogram=LogHistogram.empty(layers),
             top=TopK.empty(layers, self.top, len(_KEY)),
@@ -74,7 +71,7 @@ class MassiveActivations:
         """Undo ``MassivePartial.state``."""
         return MassivePartial(
             config=self,
-            layers=self._layers(model),
+            layers=model.blocks(self.layers),
             rows=int(state["rows"][0]),
             histogram=LogHistogram.restore(state, "histogram."),
             top=TopK.restore(state, "top."),

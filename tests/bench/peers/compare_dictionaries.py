@@ -1,10 +1,11 @@
 """Trains our dictionaries and those of the ``dictionary_learning`` library on the very same batches.
 
-    python tests/bench/peers/compare_dictionaries.py --train rows.npy --held-out other_rows.npy \
-        --env /tmp/peers_env --out /tmp/peers --latents 4096 --k 32 --batch-rows 4096 --epochs 3 --seeds 3
+    python tests/bench/peers/compare_dictionaries.py --store actlake-demo/store --site blocks.3.resid_post \
+        --env /tmp/peers_env --out /tmp/peers --latents 4096 --k 32 --batch-rows 2048 --epochs 4 --seeds 3
 
-Both files hold float32 [rows, width]: activations of one site, special tokens left out. The peer gets an
-environment of its own, made by ``venv`` and pip from the package index on the first call (torch 2.13.0, no
+Rows are those of a store's site, special tokens left out, trained on its train split and scored on its test split;
+or, in place of ``--store`` and ``--site``, ``--train rows.npy --held-out other_rows.npy``, both float32 [rows, width].
+The peer gets an environment of its own, made by ``venv`` and pip from the package index on the first call (torch 2.13.0, no
 torchvision: the one it draws in does not fit that torch). For every seed ours and theirs take turns, BatchTopK
 and TopK, with equal rows, order, steps, k, and threads; ours with the default recipe, theirs with the
 library's defaults (warm-up cut to 5 % of the run where 1000 steps would not fit, decay over the last 20 %, rows
@@ -30,13 +31,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
+import store
 from jobs.codebook import Codebook, Codes
 from jobs.dictionaries.calibration import calibrate_threshold
 from jobs.dictionaries.contract import ArrayFeed, TrainConfig
 from jobs.dictionaries.evaluate import EvalPartial
 from jobs.dictionaries.train import train
+from store.tokens import FLAG_SPECIAL, SPLITS
 
 REQUIREMENTS = ("dictionary_learning==0.1.*", "torch==2.13.0")
 UNWANTED = ("torchvision",)
@@ -149,10 +153,23 @@ def train_peer(python: Path, spec: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def write_split(url: str, site: str, split: str, path: Path) -> Path:
+    """Write a split's ordinary rows of a site, in the store's order, as float32 [rows, width]."""
+    opened = store.open(url)
+    tokens = opened.tokens().filter(pl.col("split") == SPLITS.index(split))
+    ordinary = tokens.filter(pl.col("flags") & FLAG_SPECIAL == 0).select("row").collect()
+    np.save(path, opened.gather(site, ordinary["row"].to_numpy()))
+    return path
+
+
 def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Train and score everything; returns one record per dictionary and mode."""
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.store is not None:
+        place = (arguments.store, arguments.site)
+        arguments.train = write_split(*place, "train", arguments.out / "train.npy")
+        arguments.held_out = write_split(*place, "test", arguments.out / "held_out.npy")
     rows, held_out = np.load(arguments.train), np.load(arguments.held_out)
     python = environment(arguments.env)
     steps = int(len(rows) * arguments.epochs) // arguments.batch_rows
@@ -227,8 +244,10 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--held-out", type=Path, required=True)
+    parser.add_argument("--store", help="a store with tokens and the site; needs --site")
+    parser.add_argument("--site", help="as blocks.3.resid_post")
+    parser.add_argument("--train", type=Path, help="in place of --store: rows to train on, .npy")
+    parser.add_argument("--held-out", type=Path, help="in place of --store: rows to score on, .npy")
     parser.add_argument("--env", type=Path, required=True, help="the peer's environment")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--latents", type=int, default=4096)
@@ -248,7 +267,11 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peer-warmup", type=float, default=0.05, help="share of the run, at most 1000 steps"
     )
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    asked = [arguments.store, arguments.site], [arguments.train, arguments.held_out]
+    if sorted(sum(word is not None for word in pair) for pair in asked) != [0, 2]:
+        parser.error("say either --store and --site, or --train and --held-out")
+    return arguments
 
 
 def main(words: Sequence[str] | None = None) -> None:

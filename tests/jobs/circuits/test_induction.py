@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ingest.contract import SequenceBlock
+from ingest.errors import ModelError
 from ingest.models import AttentionSpec
 from ingest.models.facts import ModelFacts
 from jobs.circuits import STATISTICS
@@ -216,8 +217,14 @@ def test_a_broken_sequence_is_left_out_and_counted(rng):
 
 
 def test_a_bidirectional_model_is_refused():
+    spec = replace(FACTS.attention(0), causal=False)
     with pytest.raises(JobError, match="not-causal"):
-        induction().requires(replace(FACTS, causal=False))
+        induction().requires(replace(FACTS, causal=False, attentions=(spec, spec)))
+
+
+def test_columns_of_an_unknown_model_are_not_called_bidirectional():
+    with pytest.raises(ModelError, match="facts-missing"):
+        induction().requires(replace(FACTS, causal=False, attentions=()))
 
 
 @pytest.mark.parametrize("settings", [{"contexts": 0}, {"top_heads": 0}], ids=str)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ingest.errors import SiteError
 from jobs.circuits import STATISTICS
 from jobs.errors import JobError
 
@@ -125,3 +126,9 @@ def test_sequences_of_zeros_have_no_hits(toy_facts, toy_block):
 def test_bad_settings_are_refused(bad):
     with pytest.raises(JobError, match="bad-number"):
         STATISTICS.get("massive_activations")(**bad)
+
+
+@pytest.mark.parametrize("layer", [-1, 2])
+def test_a_block_that_is_not_there_is_refused(toy_facts, layer):
+    with pytest.raises(SiteError, match=r"no block .* blocks 0 to 1"):
+        STATISTICS.get("massive_activations")(layers=(0, layer)).requires(toy_facts)
