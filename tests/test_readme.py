@@ -24,7 +24,7 @@ def test_generated_tables_are_current():
     assert _tables().filled(TEXT) == TEXT, "run: python tests/readme_tables.py"
 
 
-COMMANDS = re.findall(r"^ {4}(actlake .+)$", TEXT, flags=re.M)
+COMMANDS = re.findall(r"^ {4}(actlake .+)$", TEXT.replace("\\\n", " "), flags=re.M)
 
 
 def test_there_are_commands():
@@ -35,7 +35,7 @@ def test_there_are_commands():
 def test_commands_parse(command):
     from jobs import cli
 
-    verb, *words = shlex.split(command)[1:]
+    verb, words = cli._verb(shlex.split(command)[1:])
     config = cli.parse(cli.VERBS[verb][0], words, prog=verb)
     assert config.json is False
 
