@@ -148,6 +148,8 @@ class ModelAdapter(Protocol):
     width: int
     causal: bool
     max_positions: int | None
+    trained_length: int | None
+    """Longest sequence it was trained on, as far as its config says; claims about structure end there."""
 
     def sites(self) -> dict[str, SiteInfo]:
         """Return the sites by name, in order of depth."""

@@ -35,6 +35,8 @@ class ModelFacts:
     """Site → shape of one row, in the order the forward pass reaches them."""
     attentions: tuple[AttentionSpec, ...] = field(default=())
     """How each block attends; empty where not known."""
+    trained_length: int | None = None
+    """Longest sequence the model was trained on, in tokens; None where not known."""
 
     @classmethod
     def of(cls, adapter: ModelAdapter) -> Self:
@@ -46,6 +48,7 @@ class ModelFacts:
             causal=adapter.causal,
             shapes={name: tuple(site.shape) for name, site in adapter.sites().items()},
             attentions=tuple(adapter.attention(layer) for layer in range(adapter.layers)),
+            trained_length=adapter.trained_length,
         )
 
     def sites(self) -> dict[str, SiteInfo]:
@@ -143,6 +146,7 @@ class ModelFacts:
             "causal": self.causal,
             "sites": {name: list(shape) for name, shape in self.shapes.items()},
             "attention": json.loads(json.dumps([asdict(spec) for spec in self.attentions])),
+            "trained_length": self.trained_length,
         }
 
     @classmethod
@@ -155,6 +159,7 @@ class ModelFacts:
             causal=bool(record["causal"]),
             shapes={name: tuple(shape) for name, shape in record["sites"].items()},
             attentions=tuple(_spec(entry) for entry in record["attention"]),
+            trained_length=record.get("trained_length"),
         )
 
     def to_files(self) -> dict[str, bytes]:

@@ -72,6 +72,7 @@ class HookedModel:
         self.width = anatomy.width
         self.causal = anatomy.causal
         self.max_positions = anatomy.max_positions
+        self.trained_length = _trained_length(getattr(model, "config", None), anatomy.max_positions)
         base = getattr(model, "base_model", model)
         self._base: nn.Module = base
         self._prefix = str(getattr(base, "base_model_prefix", ""))
@@ -311,3 +312,15 @@ def _broken(family: str, site: str, found: str) -> ModelError:
         kind="site-broken",
         site=site,
     )
+
+
+def _trained_length(config: Any, max_positions: int | None) -> int | None:
+    """Return the longest sequence a model was trained on, as far as its config says.
+
+    That is its own ``trained_length``, else what a stretched rotation was stretched from, else the positions it takes.
+    """
+    own = getattr(config, "trained_length", None)
+    if own is None:
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+        own = rope.get("original_max_position_embeddings") if isinstance(rope, dict) else None
+    return max_positions if own is None else int(own)

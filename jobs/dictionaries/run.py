@@ -162,6 +162,14 @@ def _settled_ops(
     return chooser.build(choice)
 
 
+def operations_of(result: Result) -> dict[str, Any]:
+    """Return which operations a run trains with and what chose them; empty where it was not told any."""
+    if not (result.path / OPS_FILE).exists():
+        return {}
+    found: dict[str, Any] = json.loads(result.read_file(OPS_FILE))
+    return found
+
+
 def pin_of(store: Store, site: str) -> str:
     """Write the pin of a site's group and return its id; a store that may not be written is only named."""
     groups = ["tokens", store.view.resolve(site)[0].name]

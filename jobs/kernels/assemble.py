@@ -72,7 +72,7 @@ def tile_plan(
     forced_IJ
         Kept whatever their scores.
     stats
-        Planner, parameters, ``plan_flops``, ``plan_bytes``.
+        Planner, parameters, ``plan_flops``.
 
     Raises
     ------

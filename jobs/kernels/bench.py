@@ -4,8 +4,9 @@ Fidelity is a map over sequences, so any runtime may place it; each problem is c
 stored output first. Times are taken here, alone, last, and only of plans whose results are right.
 
 What is claimed: how much attention mass, output error and tiles each plan keeps on these sequences of
-this layer at the length they are stored, and how long our executor and PyTorch's dense attention take
-on this machine at that length. What is not: anything about longer sequences (rows of ``timing`` beyond
+this layer at the length they are stored, cut to the length the model was trained at, and how long our
+executor and PyTorch's dense attention take on this machine at that length. What is not: anything about
+longer sequences (rows of ``timing`` beyond
 the stored length are labelled ``shape only``: real values, meaningless structure), about the model's
 loss, about other machines, or about methods that train their models (``exactness``).
 """
@@ -18,7 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ingest.contract import Runtime
+from ingest.models import hardware_class
 from jobs.kernels.contract import refuse_bidirectional
 from jobs.kernels.controls import controlled
 from jobs.kernels.fidelity import (
@@ -89,11 +93,16 @@ def bench_attention(
     for layer in config.layers:
         for planner in config.build_planners():
             refuse_bidirectional(planner, causal=known.attention(layer).causal)
-    samples = samples_of(store, parts, config.sequences, config.split)
+    longest = _claimed_length(known, config.layers)
+    samples = samples_of(store, parts, config.sequences, config.split, longest=longest)
+    described = {"of": "attention", **asdict(config), "rows": [s.sequence for s in samples]}
+    described["trained_length"] = known.trained_length
+    if config.repeats:  # times are of this machine
+        described |= {"hardware_class": hardware_class(), "threads": torch.get_num_threads()}
     result = Result.create(
         out,
         "bench",
-        {"of": "attention", **asdict(config), "rows": [s.sequence for s in samples]},
+        described,
         store=store.id,
         pin=store.pin_id(names),
         seed=config.seed,
@@ -112,6 +121,12 @@ def bench_attention(
         if config.repeats:
             _timed(store, known, columns, samples, config, result, say)
     return result
+
+
+def _claimed_length(facts: Facts, layers: Sequence[int]) -> int | None:
+    """Return how many tokens of a sequence are looked at: what lies beyond the trained length says nothing."""
+    causal = all(facts.attention(layer).causal for layer in layers)
+    return facts.trained_length if causal else None
 
 
 def _silent(phase: str, done: int, total: int) -> None:

@@ -35,6 +35,10 @@ DRIFT = 1e-2
 class Facts(Protocol):
     """What knows how each block attends: an adapter, or the facts a store keeps of one."""
 
+    @property
+    def trained_length(self) -> int | None:
+        """Longest sequence the model was trained on; None where not known."""
+
     def attention(self, layer: int, /) -> AttentionSpec:
         """Return the attention of a block."""
 
@@ -63,6 +67,7 @@ class Sample:
     document: int
     """The document it is of; a negative number of its own where it is of none, or of several."""
     rows: int
+    """Tokens taken of it, from its first."""
 
 
 def columns_of(store: Store, facts: Facts, layer: int, group: str | None = None) -> Columns:
@@ -89,9 +94,19 @@ def columns_of(store: Store, facts: Facts, layer: int, group: str | None = None)
 
 
 def samples_of(
-    store: Store, parts: Sequence[int], count: int, split: str | None = None
+    store: Store,
+    parts: Sequence[int],
+    count: int,
+    split: str | None = None,
+    *,
+    longest: int | None = None,
 ) -> list[Sample]:
     """Return sequences of some parts: one of each document while documents last, the longest first.
+
+    Parameters
+    ----------
+    longest
+        Tokens taken of a sequence at most: causal attention to a beginning is that of the whole.
 
     Raises
     ------
@@ -109,7 +124,11 @@ def samples_of(
             )
         keep &= fields["split"] == SPLITS.index(split)
     found = [
-        Sample(sequence=int(s), document=int(d) if d >= 0 else -1 - int(s), rows=int(r))
+        Sample(
+            sequence=int(s),
+            document=int(d) if d >= 0 else -1 - int(s),
+            rows=min(int(r), longest or int(r)),
+        )
         for s, d, r in zip(*(fields[n][keep] for n in ("seq_id", "doc_id", "rows")), strict=True)
     ]
     found.sort(key=lambda sample: (-sample.rows, sample.sequence))
@@ -139,8 +158,12 @@ def qkv_of(store: Store, columns: Columns, spec: AttentionSpec, sample: Sample) 
         ``heads-differ`` or ``bad-shape`` where columns and model disagree.
     """
     ids = [sample.sequence]
-    q, k, v = (_heads_first(store.sequences(c, ids)[0]) for c in (columns.q, columns.k, columns.v))
-    positions = torch.from_numpy(store.sequences("tokens:pos", ids)[0].astype(np.int64))[None]
+    taken = slice(sample.rows)
+    q, k, v = (
+        _heads_first(store.sequences(c, ids)[0][taken]) for c in (columns.q, columns.k, columns.v)
+    )
+    held = store.sequences("tokens:pos", ids)[0][taken]
+    positions = torch.from_numpy(held.astype(np.int64))[None]
     if not columns.turned and spec.rotary is not None:
         q, k = (turned(x, positions, spec.rotary) for x in (q, k))
     if (q.shape[1], k.shape[1]) != (spec.heads, spec.kv_heads):
@@ -183,7 +206,7 @@ def check_drift(store: Store, columns: Columns, qkv: QKV) -> float:
     JobError
         ``drift``: it is above 1e-2.
     """
-    z = _heads_first(store.sequences(columns.z, [qkv.key])[0])
+    z = _heads_first(store.sequences(columns.z, [qkv.key])[0][: qkv.q.shape[2]])
     o, _ = dense(qkv)
     error_H = (o - z).norm(dim=(2, 3))[0] / z.norm(dim=(2, 3))[0].clamp(min=1e-30)
     head = int(error_H.nan_to_num(torch.inf).argmax())

@@ -72,7 +72,7 @@ class BlockPlan:
     """uint8[B, P, I, C, W]: query r of the tile attends to the partial tile only where bit ``r % 8`` of
     byte ``r // 8`` is set; None: every query does."""
     stats: Mapping[str, Any] = field(default_factory=dict)
-    """Planner, its parameters, ``plan_flops`` and ``plan_bytes``; JSON values."""
+    """Planner, its parameters, ``plan_flops``; JSON values."""
 
     @property
     def plan_heads(self) -> int:

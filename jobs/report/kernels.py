@@ -23,7 +23,7 @@ def attention(key: str, found: Table, gains: Table, label: Any) -> Html:
         mine = _where(found, layer=layer, valid=True)
         drawings = [
             _recall(f"{key}-{layer}-recall", _where(mine, control=REAL)),
-            _gains(f"{key}-{layer}-gain", _where(gains, layer=layer, metric=_GAIN)),
+            *_gains(f"{key}-{layer}-gain", _where(gains, layer=layer, metric=_GAIN)),
         ]
         title = element("h3", f"Layer {layer}, {_lengths(mine)}")
         blocks += [title, element("div", *drawings, class_="figures two"), _planners(layer, mine)]
@@ -31,10 +31,11 @@ def attention(key: str, found: Table, gains: Table, label: Any) -> Html:
     said = element(
         "p",
         "A plan keeps some tiles of keys for each tile of queries. Mass recall is the share of the exact attention "
-        "that the kept keys hold; density is the share of the visible pairs a plan multiplies. The oracle knows the "
-        "exact mass and bounds every other plan. Structure gain is recall on the stored tensors less recall on a "
-        "control that lacks their structure, with 95 % intervals over documents. Nothing is claimed beyond the "
-        f"stored length. {refused} of {len(found['valid'])} measurements were refused or failed their check.",
+        "that the kept keys hold; density is the share of the visible tiles a plan multiplies. The oracle knows the "
+        "exact mass: no plan of whole tiles with as many a row recalls more; plans that choose query by query may. "
+        "Structure gain is recall on the stored tensors less recall on a control that lacks their structure, with "
+        "95 % intervals over documents. Nothing is claimed beyond the stored length, nor beyond the one the model "
+        f"was trained at. {refused} of {len(found['valid'])} measurements were refused or failed their check.",
         class_="note",
     )
     return section(key, join(["Sparse attention", label]), said, *blocks)
@@ -84,29 +85,32 @@ def _recall(name: str, found: Table) -> Html:
         name=name, alt="Mass recall against density, by planner", curves=curves, x_label="density"
     )
     return figure(
-        Html(plots.chart(chart)), "Mass recall against density, stored tensors; the oracle bounds"
+        Html(plots.chart(chart)), "Mass recall against density, stored tensors; dashed: the oracle"
     )
 
 
-def _gains(name: str, found: Table) -> Html:
-    """Return the gain in recall over each control against the budget, for the planner that is no bound."""
+def _gains(name: str, found: Table) -> list[Html]:
+    """Return the gain in recall over each control against the budget, a chart for each planner but the oracle."""
     methods = [method for method in _methods(found) if method != ORACLE] or _methods(found)
-    shown = methods[0] if methods else ""
+    return [_gain(f"{name}-{method}", method, _where(found, method=method)) for method in methods]
+
+
+def _gain(name: str, method: str, found: Table) -> Html:
     curves = []
     for control in sorted(set(found["control"])):
-        mine = _where(found, control=control, method=shown)
+        mine = _where(found, control=control)
         order = np.argsort(mine["budget"])
         x, gain, low, high = (mine[n][order] for n in ("budget", "gain", "low", "high"))
         curves.append(plots.Curve(label=control, x=x, y=gain, low=low, high=high))
     chart = plots.Chart(
         name=name,
-        alt=f"Gain of {shown} in mass recall over controls against the budget",
+        alt=f"Gain of {method} in mass recall over controls against the budget",
         curves=curves,
         x_label="budget (density)",
         zero=0.0,
     )
     return figure(
-        Html(plots.chart(chart)), f"Structure gain in recall of {shown}, real less control"
+        Html(plots.chart(chart)), f"Structure gain in recall of {method}, real less control"
     )
 
 
@@ -151,6 +155,7 @@ def timing(key: str, found: Table, fidelity: Table, label: Any) -> Html:
             _micro(found["t_exec_us"][i]),
             _micro(found["t_dense_best_us"][i]),
             numbers.decimal(found["speedup_best"][i], trim=False),
+            "± " + numbers.share(found["noise_band"][i]),
             found["verdict"][i] or "–",
         )
         for i in range(len(found["method"]))
@@ -158,13 +163,14 @@ def timing(key: str, found: Table, fidelity: Table, label: Any) -> Html:
     ]
     head = (
         *("planner", "claim", "layer", "density", "tokens", "plan", "execute", "dense", "speed-up"),
-        "verdict",
+        *("noise", "verdict"),
     )
-    band = float(np.max(found["noise_band"], initial=0.0))
+    spoilt = int((~found["valid"]).sum())
     said = element(
         "p",
         "Medians of interleaved runs on this machine. Dense is PyTorch's own attention, timed twice: speed-ups "
-        f"within {numbers.share(band)} of 1 are no difference. Below 1 the plan costs more than it saves.",
+        "within the noise of 1 are no difference (a planner's own spread counts, too). Below 1 the plan costs more than "
+        f"it saves. {spoilt} of {len(found['valid'])} were not timed: their results failed a check or were refused.",
         class_="note",
     )
     return section(
@@ -220,7 +226,8 @@ def codes(key: str, found: Table, crossover: Table, label: Any) -> Html:
     said = element(
         "p",
         "Products of sparse codes, each checked against float64 before it is timed. The ratio is that of latents to "
-        "active latents of a row: sparse forms touch only the active ones, dense forms all.",
+        "active latents of a row: sparse forms touch only the active ones, dense forms all. The verdict is against the "
+        "dense product of equal precision; the fastest dense one may round its factors to bfloat16.",
         class_="note",
     )
     forms = [
@@ -230,14 +237,20 @@ def codes(key: str, found: Table, crossover: Table, label: Any) -> Html:
             found["control"][i],
             numbers.count(found["latents"][i]),
             numbers.decimal(found["pairs"][i] / found["rows"][i]),
-            _micro(found["t_exec_us"][i]),
+            _micro(found["t_total_us"][i]),
             numbers.decimal(found["speedup_best"][i], trim=False),
+            numbers.decimal(found["speedup_fastest_dense"][i], trim=False)
+            if "speedup_fastest_dense" in found
+            else "–",
             ("chosen, " if found["chosen"][i] else "") + (found["verdict"][i] or "–"),
         )
         for i in range(len(found["op"]))
         if found["valid"][i]
     ]
-    forms_head = ("product", "form", "codes", "latents", "k", "time", "speed-up", "verdict")
+    forms_head = (
+        *("product", "form", "codes", "latents", "k", "time"),
+        *("over dense", "over fastest dense", "verdict"),
+    )
     return section(
         key,
         join(["Sparse codes", label]),

@@ -53,8 +53,19 @@ def attention(config: settings.BenchAttention, context: Context) -> Answer:
             f"{row['layer']:>5} {row['method']:<12} {row['budget']:>7.3g} {row['rho_tile']:>6.3f} "
             f"{row['mass_recall']:>7.4f} {row['out_rel_err']:>7.4f}  {gains}"
         )
+    found = result.table("attention")
+    spoilt = {
+        status: sorted(
+            {str(r) for r, s in zip(found["reason"], found["status"], strict=True) if s == status}
+        )
+        for status in ("failed", "refused")
+    }
+    for status, reasons in spoilt.items():
+        count = list(found["status"]).count(status)
+        lines += [f"{count} measurements {status}: {reasons[0]}"] if count else []
     lines.append(str(result.path))
-    return Answer({"result": str(result.path), "rows": rows}, "\n".join(lines))
+    answer = {"result": str(result.path), "rows": rows, **spoilt}
+    return Answer(answer, "\n".join(lines), 1 if spoilt["failed"] else 0)
 
 
 def _summary(table: Mapping[str, Any], structure: Mapping[str, Any]) -> list[dict[str, Any]]:

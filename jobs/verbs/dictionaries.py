@@ -15,9 +15,9 @@ from jobs.verbs.contract import Answer, Context
 def train(config: settings.Train, context: Context) -> Answer:
     """Train every dictionary of the grid."""
     from jobs.dictionaries import TrainConfig
-    from jobs.dictionaries.run import train_on
+    from jobs.dictionaries.run import operations_of, train_on
     from jobs.feed import StoreFeed, usual_rows
-    from jobs.kernels.codes.choose import RecordedOps
+    from jobs.kernels.codes.choose import RecordedOps, unmeasured
     from store import open as open_store
 
     store = open_store(config.url)
@@ -53,12 +53,19 @@ def train(config: settings.Train, context: Context) -> Answer:
                 chooser=RecordedOps(),
             )
         answers.append(
-            {"result": str(result.path), **train.variant, "seed": train.seed, "sha": book.sha}
+            {
+                "result": str(result.path),
+                **train.variant,
+                "seed": train.seed,
+                "sha": book.sha,
+                "note": unmeasured(operations_of(result)),
+            }
         )
     lines = [
         f"{a['result']}  {a['kind']} latents {a['latents']} k {a['k']} seed {a['seed']}"
         for a in answers
     ]
+    lines += sorted({a["note"] for a in answers if a["note"]})
     return Answer(answers, "\n".join(lines))
 
 

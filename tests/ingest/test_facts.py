@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from transformers import AutoModel
 
 import store
 from ingest.errors import ModelError, SiteError
 from ingest.models import adapt, resolve_sites, toy
+from ingest.models.contract import ADAPTERS
 from ingest.models.facts import ModelFacts
 
 FAMILIES = ("bert", "gpt2", "llama")
@@ -70,3 +72,31 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{nonsense")
     with pytest.raises(ModelError, match="cannot be described"):
         ModelFacts.of_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, 64),
+        ({"trained_length": 16}, 16),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "linear", "factor": 4.0, "rope_theta": 1e4,
+                    "original_max_position_embeddings": 32,
+                }
+            },
+            32,
+        ),
+    ],
+    ids=["positions", "its own word", "a stretched rotation"],
+)  # fmt: skip
+def test_the_trained_length_is_what_the_config_says(given, wanted):
+    family = ADAPTERS.get("llama")
+    config = family.toy(vocab=32, layers=1, width=16, heads=2, positions=64)
+    config = type(config)(**{**config.to_dict(), **given})
+    facts = ModelFacts.of(adapt(AutoModel.from_config(config)))
+    assert facts.trained_length == wanted
+    assert ModelFacts.from_json(facts.to_json()) == facts
+    older = {name: value for name, value in facts.to_json().items() if name != "trained_length"}
+    assert ModelFacts.from_json(older).trained_length is None

@@ -98,6 +98,7 @@ class Recipe:
             num_key_value_heads=self.kv_heads,
             intermediate_size=self.inner,
             max_position_embeddings=self.positions,
+            trained_length=self.length,
             tie_word_embeddings=True,
             bos_token_id=BOS_ID,
             eos_token_id=BOS_ID,

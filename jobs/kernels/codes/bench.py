@@ -118,8 +118,18 @@ def bench_codes(
         "threads": threads,
     }
     described["store"] = None if store is None else store.id
+    pin = (
+        None
+        if store is None or settings.group is None
+        else store.pin_id(["tokens", settings.group])
+    )
     result = Result.create(
-        out, "bench", described, store=None if store is None else store.id, seed=settings.seed
+        out,
+        "bench",
+        {**described, "pin": pin},
+        store=described["store"],
+        pin=pin,
+        seed=settings.seed,
     )
     if result.done:
         return result

@@ -26,11 +26,9 @@ DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "cuda": {"gather_sum": "bags", "scatter_sum": "bags", "dots": "bags"},
 }
 """Forms where nothing was measured: on CPUs those that won on the one that was."""
-DEFAULT_RIDGE = 4.0
-"""L/k from which hardware without a record takes the sparse forms; about the crossover with float32 products on a
-CPU with AVX512."""
-
-
+DEFAULT_RIDGES: Mapping[str, float] = {"gather_sum": 16.0, "scatter_sum": 24.0, "dots": 20.0}
+"""L/k from which hardware without a record takes the sparse forms: about twice the crossover with float32 products on
+the slowest of the CPUs measured (Xeon with AMX, 4096 latents, width 384, November 2026: below 8, 10.7 and 9.2)."""
 MARGIN = 1.25
 """Lead a sparse form must have over the dense one. At the crossover two measurements of one machine disagree: decoding at
 L/k 2 was 1.06 times as fast in one run and 0.92 times in the next (1024 latents, width 384, November 2026)."""
@@ -95,9 +93,11 @@ def choose(
     place = device.partition(":")[0]
     sizes = {name: getattr(shape, name) for name in shape.__slots__}
     if record is None:
-        forms = dict(DEFAULTS.get(place, DEFAULTS["cuda"]))
-        if shape.ratio < DEFAULT_RIDGE:
-            forms = dict.fromkeys(PRODUCTS, "dense")
+        usual = DEFAULTS.get(place, DEFAULTS["cuda"])
+        forms = {
+            product: usual[product] if shape.ratio >= DEFAULT_RIDGES[product] else "dense"
+            for product in PRODUCTS
+        }
         return Choice(forms=forms, shape=sizes)
     foretold = {
         product: {
@@ -120,6 +120,16 @@ def _fastest(foretold: Mapping[str, float]) -> str:
     """Return the form foretold to be the fastest; the dense one unless another leads it by ``MARGIN``."""
     best = min(foretold, key=lambda form: foretold[form])
     return "dense" if foretold.get("dense", math.inf) < MARGIN * foretold[best] else best
+
+
+def unmeasured(choice: Mapping[str, Any]) -> str:
+    """Return what to say of a choice no record decided, empty where one did."""
+    if choice.get("record") or not choice:
+        return ""
+    return (
+        f"products of codes: no figures are recorded for {choice.get('hardware_class')}, so cautious defaults were "
+        "taken; `actlake bench codes --record` measures this machine"
+    )
 
 
 def built(forms: Mapping[str, str]) -> Chosen:

@@ -27,6 +27,8 @@ def crossovers(rows: Iterable[Row]) -> list[dict[str, Any]]:
         cells = list(group)
         for dense in sorted({row.method for row in cells if row.dense}):
             points = _points(cells, dense)
+            if not points:  # no ratio at which both kinds passed their gates
+                continue
             ratio, bound = crossing(points)
             found.append(
                 {
@@ -52,18 +54,24 @@ def _points(cells: Sequence[Row], dense: str) -> list[Point]:
     points = []
     for ratio, group in groupby(sorted(cells, key=lambda r: r.ratio), key=lambda r: r.ratio):
         rows = list(group)
-        base = min(row.t_total_us for row in rows if row.method == dense)
-        best = min((row for row in rows if not row.dense), key=lambda row: row.t_total_us)
+        bases = [row.t_total_us for row in rows if row.method == dense]
+        sparse = [row for row in rows if not row.dense]
+        if not (bases and sparse):
+            continue
+        base, best = min(bases), min(sparse, key=lambda row: row.t_total_us)
         points.append((ratio, base / best.t_total_us, best.method))
     return points
 
 
 def crossing(points: Sequence[Point]) -> tuple[float, str]:
-    """Return the L/k where the speedup is 1 and whether it was bracketed."""
-    if points[0][1] >= 1:
-        return points[0][0], "below"
-    for (x0, y0, _), (x1, y1, _) in pairwise(points):
+    """Return the L/k from which sparse wins on all of the grid beyond, and whether it was bracketed.
+
+    Where noise makes the speedup cross 1 more than once the last crossing counts: up to it dense wins somewhere.
+    """
+    if points[-1][1] < 1:
+        return points[-1][0], "above"
+    for (x0, y0, _), (x1, y1, _) in reversed(list(pairwise(points))):
         if y0 < 1 <= y1:
             share = math.log(1 / y0) / math.log(y1 / y0)
             return x0 * (x1 / x0) ** share, "measured"
-    return points[-1][0], "above"
+    return points[0][0], "below"

@@ -18,7 +18,7 @@ from typing import Any
 
 from jobs.codebook import write_atomic
 from jobs.errors import JobError
-from jobs.kernels.codes.contract import Shape
+from jobs.kernels.codes.contract import PRODUCTS, Shape
 
 FORMAT = "actlake-codes-record/1"
 FOLDER = Path(__file__).resolve().parents[1] / "records"
@@ -128,7 +128,10 @@ class Record:
             held = json.loads(path.read_text(encoding="utf-8"))
             fields = {name: held[name] for name in ("hardware_class", "month", "meta")}
             known = {FORMAT: held["figures"]}
-            return cls(figures=tuple(Figure(**row) for row in known[held["format"]]), **fields)
+            figures = tuple(Figure(**row) for row in known[held["format"]])
+            if lacking := set(PRODUCTS) - {f.product for f in figures if f.rounding == "input"}:
+                raise ValueError(f"no figures of {', '.join(sorted(lacking))}")  # noqa: TRY301
+            return cls(figures=figures, **fields)
         except (ValueError, KeyError, TypeError) as error:
             raise JobError(
                 f"a record in {FORMAT} was to be read from {path}, and it is none ({type(error).__name__}: {error}). "

@@ -35,7 +35,7 @@ class Dense:
 
     def scatter_sum(self, pattern: Pattern, value_N: Tensor, x_RD: Tensor) -> Tensor:
         """Return ``z_RL.T @ x_RD``, [L, D]."""
-        return _written_out(pattern, value_N, x_RD.dtype).t() @ x_RD
+        return _written_out_by_latent(pattern, value_N, x_RD.dtype) @ x_RD
 
     def dots(self, pattern: Pattern, x_RD: Tensor, w_LD: Tensor) -> Tensor:
         """Return ``(x_RD @ w_LD.T)[row, latent]``, [N]."""
@@ -64,7 +64,7 @@ class DenseBfloat16:
 
     def scatter_sum(self, pattern: Pattern, value_N: Tensor, x_RD: Tensor) -> Tensor:
         """Return ``z_RL.T @ x_RD``, [L, D]."""
-        out_LD = _written_out(pattern, value_N, torch.bfloat16).t() @ x_RD.bfloat16()
+        out_LD = _written_out_by_latent(pattern, value_N, torch.bfloat16) @ x_RD.bfloat16()
         return out_LD.to(x_RD.dtype)
 
     def dots(self, pattern: Pattern, x_RD: Tensor, w_LD: Tensor) -> Tensor:
@@ -78,12 +78,30 @@ def _flat(pattern: Pattern) -> Tensor:
 
 
 def _written_out(pattern: Pattern, value_N: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the matrix [R, L] of a code; pairs that repeat add up, in the dtype of the values."""
+    """Return the matrix [R, L] of a code; neighbouring pairs that repeat add up, in the dtype of the values."""
     flat_N = _flat(pattern)
-    size = pattern.rows * pattern.latents
-    if bool((flat_N[1:] == flat_N[:-1]).any()):
-        z = value_N.new_zeros(size).scatter_add_(0, flat_N, value_N).to(dtype)
-    else:  # several times as fast, and half the memory in bfloat16
-        z = value_N.new_zeros(size, dtype=dtype)
-        z[flat_N] = value_N.to(dtype)
+    repeated = bool((flat_N[1:] == flat_N[:-1]).any())
+    z = _filled(flat_N, value_N, pattern.rows * pattern.latents, dtype, repeated=repeated)
     return z.view(pattern.rows, pattern.latents)
+
+
+def _written_out_by_latent(pattern: Pattern, value_N: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the matrix [L, R] of a code: multiplied as it lies it is half as fast again as a transposed view."""
+    flat_N = _flat(pattern)
+    repeated = bool((flat_N[1:] == flat_N[:-1]).any())
+    turned_N = pattern.latent * pattern.rows + pattern.row
+    z = _filled(turned_N, value_N, pattern.rows * pattern.latents, dtype, repeated=repeated)
+    return z.view(pattern.latents, pattern.rows)
+
+
+def _filled(
+    at_N: Tensor, value_N: Tensor, size: int, dtype: torch.dtype, *, repeated: bool
+) -> Tensor:
+    """Return zeros with values at some places."""
+    if repeated:
+        return value_N.new_zeros(size).scatter_add_(0, at_N, value_N).to(dtype)
+    z = value_N.new_zeros(
+        size, dtype=dtype
+    )  # several times as fast, and half the memory in bfloat16
+    z[at_N] = value_N.to(dtype)
+    return z

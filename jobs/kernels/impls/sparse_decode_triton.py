@@ -109,7 +109,7 @@ class Triton:
     Raises
     ------
     JobError
-        ``missing-package`` where triton is not installed.
+        ``missing-package`` where triton is not installed; ``dtype-mismatch`` for float64.
     """
 
     kind: ClassVar[str]
@@ -128,21 +128,26 @@ class Triton:
     def gather_sum(self, pattern: Pattern, value_N: Tensor, w_LD: Tensor) -> Tensor:
         """Return ``z_RL @ w_LD``, [R, D]."""
         starts = pattern.row_starts
-        return self._sums(w_LD, pattern.latent, value_N, starts, _ends(starts, len(value_N)))
+        ends = _ends(starts, len(value_N))
+        return self._sums(w_LD, pattern.latent, value_N, starts, ends, dtype=w_LD.dtype)
 
     def scatter_sum(self, pattern: Pattern, value_N: Tensor, x_RD: Tensor) -> Tensor:
         """Return ``z_RL.T @ x_RD``, [L, D]."""
         order, row_N, starts_L = pattern.by_latent
         starts_P, ends_P, pieces_L = _pieces(starts_L, len(value_N), self.piece_pairs)
-        parts_PD = self._sums(x_RD, row_N, value_N[order], starts_P, ends_P)
-        if len(parts_PD) == pattern.latents:
+        whole = len(starts_P) == pattern.latents
+        # Pieces stay float32 until they are added up: they may overflow, or cancel, in less.
+        kept = x_RD.dtype if whole else torch.float32
+        parts_PD = self._sums(x_RD, row_N, value_N[order], starts_P, ends_P, dtype=kept)
+        if whole:
             return parts_PD
         ends_L = pieces_L.cumsum(0)
         which_P = torch.arange(len(parts_PD), device=x_RD.device)
-        return self._sums(parts_PD, which_P, None, ends_L - pieces_L, ends_L)
+        return self._sums(parts_PD, which_P, None, ends_L - pieces_L, ends_L, dtype=x_RD.dtype)
 
     def dots(self, pattern: Pattern, x_RD: Tensor, w_LD: Tensor) -> Tensor:
         """Return ``(x_RD @ w_LD.T)[row, latent]``, [N]."""
+        _refuse_wide(x_RD)
         _, kernel = _kernels()
         pairs, width = len(pattern.row), x_RD.shape[1]
         out_N = x_RD.new_empty(pairs)
@@ -160,11 +165,14 @@ class Triton:
         value_N: Tensor | None,
         starts_G: Tensor,
         ends_G: Tensor,
+        *,
+        dtype: torch.dtype,
     ) -> Tensor:
         """Return the weighted sums of table rows over each group's pairs, [G, D]."""
+        _refuse_wide(table)
         kernel, _ = _kernels()
         groups, width = len(starts_G), table.shape[1]
-        out_GD = table.new_empty(groups, width)
+        out_GD = table.new_empty(groups, width, dtype=dtype)
         if out_GD.numel():
             weights = index_N if value_N is None else value_N.contiguous()
             kernel[(groups, -(-width // self.block))](
@@ -172,6 +180,16 @@ class Triton:
                 WEIGHTED=value_N is not None, BLOCK=self.block, ROWS=self.rows,
             )  # fmt: skip
         return out_GD
+
+
+def _refuse_wide(x: Tensor) -> None:
+    """Raise ``dtype-mismatch`` for float64, which sums in float32 would round without a word."""
+    if x.dtype == torch.float64:
+        raise JobError(
+            "the form 'triton' was asked for a product in float64; it sums in float32. Nothing was computed. Use the "
+            "form 'bags'.",
+            kind="dtype-mismatch",
+        )
 
 
 def _ends(starts_G: Tensor, pairs: int) -> Tensor:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import store
 from ingest.models import toy
 from jobs import cli
 from jobs.errors import RefusedError
 from jobs.kernels import bench as bench_module
-from jobs.kernels import timing
+from jobs.kernels import gate, timing
 from jobs.kernels.bench import FidelityWorker, bench_attention
 from jobs.kernels.measure import ceilings
 from jobs.kernels.settings import AttentionBench
 from jobs.results import Result
 from jobs.runtimes.in_process import InProcess
+from jobs.sequences import model_facts
 
 SMALL = {"block": 8, "densities": (0.3, 1.0), "sequences": 3, "controls": ("gauss_iid", "perm_tok")}
 
@@ -178,7 +181,7 @@ def test_workers_travel(urls):
 
 
 def test_a_red_gate_gives_no_time(urls, tmp_path, monkeypatch):
-    monkeypatch.setitem(timing.TOLERANCE, "float32", (0.0, 0.0))
+    monkeypatch.setitem(gate.TOLERANCE, "float32", (0.0, 0.0))
     config = AttentionBench(layers=(1,), repeats=5, **SMALL)
     result = bench_attention(store.open(urls["llama"]), config, tmp_path)
     failed = [r for r in rows_of(result, "timing") if not r["valid"]]
@@ -190,7 +193,7 @@ def test_a_red_gate_gives_no_time(urls, tmp_path, monkeypatch):
 def test_a_wrong_executor_makes_rows_invalid_and_they_count_nowhere(urls, tmp_path, monkeypatch):
     from jobs.kernels import fidelity
 
-    monkeypatch.setitem(fidelity.SELF_CHECK, "float32", -1.0)
+    monkeypatch.setattr(fidelity, "SELF_CHECK", -1.0)
     config = AttentionBench(layers=(1,), repeats=0, **SMALL)
     result = bench_attention(store.open(urls["llama"]), config, tmp_path)
     rows = rows_of(result, "attention")
@@ -198,6 +201,74 @@ def test_a_wrong_executor_makes_rows_invalid_and_they_count_nowhere(urls, tmp_pa
     assert all("disagree" in r["reason"] for r in rows)
     assert rows_of(result, "attention_heads") == []
     assert rows_of(result, "structure") == []
+
+
+SPOILS = {
+    "zeros": torch.zeros_like,
+    "nan": lambda o: o * float("nan"),
+    "heads swapped": lambda o: o.flip(1),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+def test_a_wrong_output_with_a_right_log_sum_exp_makes_rows_invalid(
+    urls, tmp_path, monkeypatch, spoil
+):
+    from jobs.kernels.executors.torch_blocks import TorchBlocks
+
+    run = TorchBlocks.run
+
+    def spoilt(self, qkv, plan):
+        o, lse = run(self, qkv, plan)
+        return spoil(o), lse
+
+    monkeypatch.setattr(TorchBlocks, "run", spoilt)
+    config = AttentionBench(layers=(1,), repeats=0, **SMALL)
+    rows = rows_of(bench_attention(store.open(urls["llama"]), config, tmp_path), "attention")
+    assert not any(r["valid"] for r in rows)
+    assert all("against the reference" in r["reason"] for r in rows)
+
+
+def test_failed_measurements_are_told_and_the_exit_code_says_so(
+    urls, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(gate.TOLERANCE, "float32", (-1.0, -1.0))
+    words = ["bench", "attention", urls["llama"], "--layer", "1", "--sequences", "1"]
+    words += ["--block", "8", "--repeats", "0", "--out", tmp_path]
+    assert cli.main([str(word) for word in words]) == 1
+    assert "measurements failed: output off by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("executor", "precision"), [("reference", "float64"), ("torch_blocks", "bfloat16")]
+)
+def test_every_precision_an_executor_has_is_measured(urls, tmp_path, executor, precision):
+    config = AttentionBench(layers=(1,), repeats=5, executor=executor, precision=precision, **SMALL)
+    result = bench_attention(store.open(urls["llama"]), config, tmp_path)
+    assert all(r["valid"] for r in rows_of(result, "attention"))
+    assert all(r["valid"] for r in rows_of(result, "timing"))
+
+
+def test_nothing_is_looked_at_beyond_the_trained_length(urls, tmp_path):
+    held = store.open(urls["llama"])
+    facts = replace(model_facts(held), trained_length=20)
+    config = AttentionBench(layers=(1,), repeats=5, lengths=(100,), **SMALL)
+    result = bench_attention(held, config, tmp_path, facts=facts)
+    assert {r["Nq"] for r in rows_of(result, "attention")} == {20}
+    claims = {(r["claim"], r["Nq"]) for r in rows_of(result, "timing")}
+    assert claims == {("stored length", 20), ("shape only", 100)}
+    assert result.card.config["trained_length"] == 20
+
+
+def test_times_of_other_threads_are_another_result(urls, tmp_path, monkeypatch):
+    held = store.open(urls["llama"])
+    for repeats, results in ((0, 1), (5, 2)):
+        config = AttentionBench(layers=(1,), repeats=repeats, **SMALL)
+        found = set()
+        for threads in (1, 2):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            found.add(bench_attention(held, config, tmp_path).path)
+        assert len(found) == results
 
 
 def test_nothing_is_measured_on_tensors_that_drift(urls, tmp_path, monkeypatch):
@@ -341,10 +412,7 @@ def test_a_wrong_baseline_gives_no_time(urls, tmp_path, monkeypatch):
 
 
 def test_every_column_is_there_whatever_was_found(measured, urls, tmp_path, monkeypatch):
-    from jobs.kernels import fidelity
-
-    monkeypatch.setitem(timing.TOLERANCE, "float32", (-1.0, -1.0))
-    monkeypatch.setitem(fidelity.SELF_CHECK, "float32", -1.0)
+    monkeypatch.setitem(gate.TOLERANCE, "float32", (-1.0, -1.0))
     config = AttentionBench(layers=(1,), repeats=5, **{**SMALL, "controls": ()})
     result = bench_attention(store.open(urls["llama"]), config, tmp_path)
     for name in measured.tables():

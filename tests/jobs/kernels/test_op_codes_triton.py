@@ -50,6 +50,13 @@ strided = synthetic(Shape(rows=6, width=12, latents=9, pairs=20))
 x = torch.stack([strided.x, strided.x], dim=2)[..., 0]
 plain = form.dots(strided.pattern, strided.x, strided.w)
 assert torch.equal(form.dots(strided.pattern, x, strided.w.t().contiguous().t()), plain)
+# The pieces of a popular latent cancel, and each alone is beyond float16.
+n = 40
+loud = Pattern(torch.arange(n), torch.zeros(n).long(), n, 2)
+value = torch.full((n,), 2.0, dtype=torch.float16)
+value[n // 2 :] = -2.0
+wide = torch.full((n, 6), 10_000.0, dtype=torch.float16)
+assert (form.scatter_sum(loud, value, wide) == 0).all()
 unused = torch.ones(9, dtype=torch.bool)
 unused[strided.pattern.latent] = False
 strided.w[unused] = torch.nan
@@ -142,3 +149,10 @@ def test_on_a_device_the_form_is_right_and_repeats_to_the_bit(product):
         found.cpu(), run(product, FORMS.get("bags")(), case), rtol=1e-4, atol=1e-4
     )
     assert all(torch.equal(found, run(product, form, on_device)) for _ in range(20))
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_float64_is_refused_where_it_would_be_rounded_without_a_word(product):
+    case = synthetic(Shape(rows=4, width=3, latents=5, pairs=6)).to(torch.float64)
+    with pytest.raises(JobError, match="dtype-mismatch"):
+        run(product, FORMS.get("triton")(), case)

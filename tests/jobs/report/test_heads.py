@@ -58,9 +58,10 @@ def test_massive_activations_are_told_by_layer(heads):
 def test_results_of_one_kind_are_told_apart_by_their_text(heads, tmp_path):
     from jobs.results import Result
 
+    first = heads()
     with Result.create(tmp_path, "stats", {"text": "repeats"}) as other:
-        other.write_table("heads", heads().table("heads"))
-    page = compose([heads(), other], {})
+        other.write_table("heads", first.table("heads"))
+    page = compose([first, other], {})
     assert "<small>on repeats</small>" in page
 
 

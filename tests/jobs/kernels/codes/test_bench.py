@@ -54,7 +54,8 @@ def test_times_add_up_and_are_set_against_the_baseline_timed_twice(result):
         assert row["t_dense_best_us"] <= row["t_dense_again_us"]
         assert row["noise_band"] >= row["t_dense_again_us"] / row["t_dense_best_us"] - 1 - 1e-9
         assert row["speedup_best"] == pytest.approx(row["t_dense_best_us"] / row["t_total_us"])
-        inside = abs(row["speedup_best"] - 1) <= row["noise_band"]
+        apart = max(row["speedup_best"], 1 / row["speedup_best"]) - 1
+        inside = apart <= row["noise_band"] * (1 + 1e-9)
         assert (row["verdict"] == "no difference") == inside
         orders = row["product"] == "scatter_sum" and not row["dense"]
         assert (row["t_plan_us"] > 0) == orders
@@ -132,6 +133,14 @@ def row_of(method, ratio, microseconds, *, latents=1024):
     )  # fmt: skip
 
 
+def test_ratios_at_which_a_form_failed_its_gate_are_passed_over():
+    rows = [row_of("dense", ratio, 100.0) for ratio in (4.0, 16.0)]
+    rows += [row_of("bags", 2.0, 10.0), row_of("bags", 4.0, 400.0), row_of("bags", 16.0, 25.0)]
+    (found,) = crossovers(rows)
+    assert found["ratio"] == pytest.approx(8.0)
+    assert crossovers([row_of("dense", 4.0, 1.0)]) == crossovers([row_of("bags", 4.0, 1.0)]) == []
+
+
 def test_the_crossover_lies_where_the_line_between_measured_speedups_is_one():
     rows = [row_of("dense", ratio, 100.0) for ratio in (4.0, 16.0)]
     rows += [row_of("bags", 4.0, 400.0), row_of("bags", 16.0, 100 / 4), row_of("csr", 16.0, 70.0)]
@@ -148,8 +157,14 @@ def test_the_crossover_lies_where_the_line_between_measured_speedups_is_one():
         ([(2.0, 0.5, "a"), (8.0, 0.9, "a")], (8.0, "above")),
         ([(2.0, 0.5, "a"), (8.0, 2.0, "a")], (4.0, "measured")),
         ([(2.0, 0.5, "a")], (2.0, "above")),
+        ([(2.0, 1.06, "a"), (4.0, 0.5, "a"), (16.0, 2.0, "a")], (8.0, "measured")),
+        ([(2.0, 0.5, "a"), (4.0, 1.2, "a"), (8.0, 0.5, "a"), (32.0, 2.0, "a")], (16.0, "measured")),
+        ([(2.0, 1.2, "a"), (4.0, 0.9, "a")], (4.0, "above")),
     ],
-    ids=["sparse wins everywhere", "dense wins everywhere", "bracketed", "one point"],
+    ids=[
+        *("sparse wins everywhere", "dense wins everywhere", "bracketed", "one point"),
+        *("noise at the low end", "crossed three times", "lost again"),
+    ],
 )
 def test_a_crossover_that_was_not_bracketed_says_so(points, expected):
     ratio, bound = crossing(points)

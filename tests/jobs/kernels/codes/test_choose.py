@@ -13,7 +13,7 @@ from jobs.dictionaries import TrainConfig, train
 from jobs.dictionaries.contract import ArrayFeed
 from jobs.errors import JobError
 from jobs.kernels.codes import choose as module
-from jobs.kernels.codes.choose import DEFAULT_RIDGE, MARGIN, RecordedOps, built, choose
+from jobs.kernels.codes.choose import DEFAULT_RIDGES, MARGIN, RecordedOps, built, choose
 from jobs.kernels.codes.contract import FORMS, PRODUCTS, Shape, products, run
 from jobs.kernels.codes.inputs import synthetic
 from jobs.kernels.codes.records import FOLDER, Figure, Record, record_of, records
@@ -140,13 +140,42 @@ def test_records_that_ship_can_be_read_and_decide():
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1", "mps"])
 def test_hardware_without_a_record_takes_the_stated_defaults(device):
-    above = choose(shape_of(DEFAULT_RIDGE * 2), None, device=device)
-    below = choose(shape_of(DEFAULT_RIDGE / 2), None, device=device)
+    above = choose(shape_of(2 * max(DEFAULT_RIDGES.values())), None, device=device)
+    below = choose(shape_of(min(DEFAULT_RIDGES.values()) / 2), None, device=device)
     assert above.forms == module.DEFAULTS.get(device, module.DEFAULTS["cuda"])
     assert below.forms == dict.fromkeys(PRODUCTS, "dense")
     kind = device.partition(":")[0]
     if kind in {"cpu", "cuda"}:
         assert all(kind in FORMS.get(form).devices for form in above.forms.values())
+
+
+def test_without_a_record_no_product_is_sparse_where_any_recorded_machine_is_slower_so():
+    """The defaults hold for machines that were measured, too: there sparse forms win from the default on."""
+    for record in records():
+        for product, ridge in DEFAULT_RIDGES.items():
+            for latents in sorted({f.latents for f in record.figures}):
+                shape = shape_of(ridge, latents=latents, width=384, rows=2048)
+                took = {
+                    form: record.predict(figures, shape)
+                    for form, figures in record.forms(product, "input").items()
+                }
+                assert took[module.DEFAULTS["cpu"][product]] < took["dense"], record.name
+
+
+def test_what_no_record_decided_is_said():
+    decided = RecordedOps().choose(rows=64, width=8, latents=256, k=2)
+    said = module.unmeasured({**decided, "record": None, "hardware_class": "cpu-new"})
+    assert "cpu-new" in said
+    assert "--record" in said
+    assert module.unmeasured({**decided, "record": "codes_x"}) == module.unmeasured({}) == ""
+
+
+def test_a_record_that_lacks_a_product_is_refused(tmp_path):
+    figures = tuple(figure("dots", form, 8.0, 1e-9) for form in ("dense", "bags"))
+    record = Record(hardware_class="here", month="202601", figures=figures, meta={})
+    path = record.save(tmp_path)
+    with pytest.raises(JobError, match=r"bad-record.*no figures of gather_sum, scatter_sum"):
+        Record.load(path)
 
 
 def test_chosen_operations_take_each_product_from_its_form():
