@@ -39,10 +39,10 @@ def parts_failed(store: Store, group: str, failures: Mapping[str, str], url: str
     more = len(failures) - len(lines)
     lines += [f"… and {more} more"] if more else []
     return IngestError(
-        f"{len(failures)} parts of group {group!r} of {url} failed wherever they were tried:\n  "
+        f"{len(failures)} part{'s' * (len(failures) != 1)} of group {group!r} of {url} failed wherever tried:\n  "
         + "\n  ".join(lines)
         + "\nAll other parts are committed, the group is not sealed. Mend the cause and run the same again: only "
-        f"these parts are left. `actlake status {url}` lists them.",
+        f"what failed is left. `actlake status {url}` lists them.",
         kind=PARTS_FAILED,
         parts=dict(failures),
         documents=documents,

@@ -19,6 +19,8 @@ from store.schema import read_record
 
 RECENT = 64
 """Commits the rate is taken over."""
+FRESH_GAPS = 4.0
+"""The time left is told while the last commit is younger than so many usual gaps (of a second at least)."""
 QUIET_SECONDS = 60.0
 """A group counts as worked on if its last commit is younger than this, or than five times the usual gap."""
 
@@ -40,8 +42,9 @@ def status(store: Store, *, now: datetime | None = None) -> dict[str, Any]:
     Returns
     -------
     ``{url, store, tokens_sealed, groups: [{name, parts, of_parts, rows, of_rows, sealed, failed: [{part, error}],
-    left, state, rows_per_second, store_share, seconds_left, last}]}``; ``state`` is ``complete``, ``working`` or
-    ``idle``. Where the tokens are not sealed, ``of_parts`` and ``of_rows`` are those so far.
+    left, state, rows_per_second, store_share, seconds_left, last}]}``. ``state`` is ``complete``, ``working`` or
+    ``idle``; ``left`` are parts neither done nor given up. Where the tokens are not sealed, ``of_parts`` and
+    ``of_rows`` are those so far.
     """
     store = store.refresh()
     view = store.view
@@ -68,8 +71,14 @@ def _group(
     sealed = view.sealed(name) is not None
     left_rows = sum(tokens.values()) - sum(tokens.get(commit.part, 0) for commit in commits)
     pace = pace_of(commits)
-    state = "complete" if sealed else _state(pace, now)
+    failed = _failed(store, name, {commit.part for commit in commits})
+    left = 0 if sealed else len(tokens) - len(commits) - len(failed)
+    left_rows -= sum(tokens.get(one["part"], 0) for one in failed)
+    state = "complete" if sealed else "idle" if ends and not left else _state(pace, now)
     rate = pace.rows_per_second
+    recent = pace.last is not None and (now - pace.last).total_seconds() < FRESH_GAPS * max(
+        pace.gap_seconds, 1.0
+    )
     return {
         "name": name,
         "parts": len(commits),
@@ -77,30 +86,53 @@ def _group(
         "rows": done,
         "of_rows": total,
         "sealed": sealed,
-        "failed": _failed(store, name, {commit.part for commit in commits}),
-        "left": 0 if sealed else len(tokens) - len(commits),
+        "failed": failed,
+        "left": left,
         "state": state,
         "rows_per_second": rate,
         "store_share": pace.store_share,
-        "seconds_left": left_rows / rate if state == "working" and rate and ends else None,
+        "seconds_left": left_rows / rate
+        if state == "working" and rate and ends and recent
+        else None,
         "last": None if pace.last is None else pace.last.isoformat(timespec="seconds"),
     }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Told:
+    """What a commit says of how it was made."""
+
+    rows: int
+    finished: datetime
+    seconds: float
+    store_seconds: float
+
+
+def _told(commit: Commit) -> _Told | None:
+    """Return what a commit tells, or None where it is another program's and tells less, or otherwise."""
+    held = commit.provenance
+    try:
+        finished = datetime.fromisoformat(str(held["finished"]))
+        seconds, waited = float(held["seconds"]), float(held["store_seconds"])
+    except (KeyError, ValueError, TypeError):
+        return None
+    if finished.tzinfo is None:
+        return None
+    return _Told(rows=commit.rows, finished=finished, seconds=seconds, store_seconds=waited)
+
+
 def pace_of(commits: Sequence[Commit]) -> Pace:
     """Return how fast the latest commits came."""
-    told = [commit for commit in commits if "finished" in commit.provenance]
-    told = sorted(told, key=lambda commit: str(commit.provenance["finished"]))[-RECENT:]
+    told = sorted(filter(None, map(_told, commits)), key=lambda one: one.finished)[-RECENT:]
     if not told:
         return Pace(rows_per_second=None, store_share=None, last=None, gap_seconds=0.0)
-    times = [datetime.fromisoformat(str(commit.provenance["finished"])) for commit in told]
-    first = _last_run(times)
-    told, times = told[first:], times[first:]
+    told = told[_last_run([one.finished for one in told]) :]
+    times = [one.finished for one in told]
     span = (times[-1] - times[0]).total_seconds()
     # The first one's rows were made before the span began.
-    rows = sum(commit.rows for commit in told[1:])
-    worked = sum(float(commit.provenance["seconds"]) for commit in told)
-    waited = sum(float(commit.provenance["store_seconds"]) for commit in told)
+    rows = sum(one.rows for one in told[1:])
+    worked = sum(one.seconds for one in told)
+    waited = sum(one.store_seconds for one in told)
     return Pace(
         rows_per_second=rows / span if span > 0 else None,
         store_share=waited / worked if worked > 0 else None,
@@ -154,12 +186,12 @@ def _line(group: dict[str, Any]) -> str:
         f"{group['rows']:,} of {group['of_rows']:,} rows",
         group["state"],
     ]
-    if group["left"]:
+    if group["left"] or group["failed"]:
         said.append(f"{len(group['failed'])} failed, {group['left']} left")
     if group["rows_per_second"]:
         said.append(f"{group['rows_per_second']:,.0f} rows/s")
     if group["store_share"] is not None:
-        said.append(f"{group['store_share']:.0%} of it waiting for the store")
+        said.append(f"{group['store_share']:.0%} of the workers' time waiting for the store")
     if group["seconds_left"] is not None:
         said.append(f"{group['seconds_left']:,.0f} s left")
     return ", ".join(said)

@@ -19,6 +19,7 @@ FACTORY_BYTES = 64 << 20
 DROP_SECONDS = 10.0
 """How long workers get to drop their parts when a run ends early."""
 CLOSE_SECONDS = 60.0
+_CAUSE = 160
 
 
 def packed(dumps: Callable[[Any], bytes], make_worker: Callable[[], Worker]) -> bytes:
@@ -158,4 +159,11 @@ def death(error: Exception, *, memory: bool) -> Failure:
     text = " ".join(str(error).split())
     if memory or "out of memory" in text.lower():
         return out_of_memory("it was killed for it")
-    return Failure(kind="worker-died", line=f"{type(error).__name__}: {text[:300]}")
+    # Ids, addresses and advice stand before what happened.
+    what = text.partition("Worker exit detail: ")[2] or text.partition("cause: ")[2] or text
+    hint = (
+        "; where nobody killed it the system may have, for memory: try a smaller --batch or fewer --workers"
+        if "SIGKILL" in text or "unexpectedly" in text or "SYSTEM_ERROR" in text
+        else ""
+    )
+    return Failure(kind="worker-died", line=what[:_CAUSE] + hint)

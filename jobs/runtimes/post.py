@@ -58,13 +58,21 @@ def out_of_memory(what: str) -> Failure:
     return Failure(kind="out-of-memory", line=line)
 
 
+OF_ONE_PART = {"nonfinite", "not-codable", "rows-differ"}
+"""Kinds of errors about the rows of one part: the others can be done."""
+OF_ONE_MACHINE = {"model-differs", "model-not-found", "model-broken", "missing-package"}
+"""Kinds of errors about the machine a worker is on: another may fare better."""
+
+
 def same_everywhere(error: BaseException) -> bool:
-    """Whether an error is about what was asked, so that no other worker would fare better.
+    """Whether an error is about what was asked, so that no other worker or part would fare better.
 
     Storage that does not answer may answer next time, and damage concerns one part only.
     """
-    return isinstance(error, ActlakeError) and not isinstance(
-        error, CorruptError | UnavailableError
+    return (
+        isinstance(error, ActlakeError)
+        and not isinstance(error, CorruptError | UnavailableError)
+        and error.kind not in OF_ONE_PART | OF_ONE_MACHINE
     )
 
 

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ingest.contract import Worker
@@ -30,10 +31,15 @@ from jobs.runtimes.work import parts_failed, work
 OBJECT_STORE_BYTES = 100_000_000
 """Plans and records only; Ray's least is 75 MB."""
 CONNECT_SECONDS = 5.0
+CROWD = 4
+"""Threads a CPU that a local Ray starts at most: beyond it workers only take each other's time and memory."""
 # Ray's head speaks gRPC: whoever does not answer these bytes with a frame of settings does not.
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _HTTP2_SETTINGS = bytes([4])
-_SOCKET_PATH = 30  # a socket's path holds 107 characters and Ray adds up to 70
+FOLDER_PREFIX = "actlake-"
+# A socket's path holds 107 characters. Ray adds /session_<date>_<time>_<us>_<pid>/sockets/plasma_store (64 with a pid
+# of seven digits), we add /actlake-<pid>-<random> (25).
+_BASE_PATH = 107 - 64 - 25
 
 
 @dataclass(kw_only=True)
@@ -138,6 +144,7 @@ class Ray:
                 if self.address is not None:
                     _join(self.address)
                 else:
+                    _check_crowd(threads * (self.workers or 1))
                     self._temporary = _start_local(max(_cpus(), threads * (self.workers or 1)))
                 self._ours = True
         ask = Ask(cpus=threads, gpus=self.gpus, named=dict(self.resources))
@@ -194,17 +201,31 @@ def set_environment(*, local: bool) -> None:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Keep our own way of ending: Ray takes SIGTERM over, in Python when imported and below it when started."""
+    """Keep our own way of ending, and end only behind what is inside.
+
+    Ray takes SIGTERM over, in Python when imported and below it when started, and does not survive an exception in the
+    midst of its start: a signal is noted meanwhile and given to its handler afterwards. Ray's own handler of SIGTERM
+    raises ``SystemExit``; that counts as the signal, too.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    came: list[int] = []
+    ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in ours.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _frame: came.append(number))
     try:
         yield
+    except SystemExit:
+        came.append(signal.SIGTERM)
     finally:
-        for number, handler in before.items():
+        for number, handler in ours.items():
             if handler is not None:  # None: set outside Python, which cannot put it back
                 signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+        raise KeyboardInterrupt  # where the handler only takes note: nothing was started
 
 
 def _start_local(cpus: int) -> str:
@@ -212,10 +233,9 @@ def _start_local(cpus: int) -> str:
     import ray
 
     base = tempfile.gettempdir()
-    folder = tempfile.mkdtemp(
-        prefix="actlake-",
-        dir=base if len(base) <= _SOCKET_PATH else "/tmp",
-    )
+    base = base if len(base) <= _BASE_PATH else "/tmp"
+    _remove_left_folders(Path(base))
+    folder = tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=base)
     try:
         ray.init(
             address="local",
@@ -235,7 +255,19 @@ def _start_local(cpus: int) -> str:
             "/dev/shm, or use --runtime in_process.",
             kind="ray-failed",
         ) from error
+    except BaseException:  # Ray's handler of SIGTERM raises SystemExit
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
+
+
+def _remove_left_folders(base: Path) -> None:
+    """Remove what drivers left that were killed, so that none of it gathers."""
+    for folder in base.glob(f"{FOLDER_PREFIX}*-*"):
+        pid = folder.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _has_token() -> bool:
@@ -270,7 +302,8 @@ def _check_answers(address: str) -> None:
             kind="ray-unreachable",
         )
     try:
-        with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS) as line:
+        plain = host.removeprefix("[").removesuffix("]")  # as IPv6 is written
+        with socket.create_connection((plain, int(port)), timeout=CONNECT_SECONDS) as line:
             if os.environ.get("RAY_USE_TLS", "0") in {"0", "false"}:
                 line.sendall(_HTTP2_HELLO)
                 if line.recv(9)[3:4] != _HTTP2_SETTINGS:
@@ -286,6 +319,16 @@ def _unreachable(address: str, why: str) -> JobError:
         "have the same Ray.",
         kind="ray-unreachable",
     )
+
+
+def _check_crowd(threads: int) -> None:
+    """Raise ``resource-missing`` where workers would crowd this machine out."""
+    if threads > CROWD * _cpus():
+        raise RefusedError(
+            f"workers with {threads} threads together were asked for on a machine of {_cpus()} CPUs; at most {CROWD} a "
+            "CPU are started. No part was begun. Ask for fewer --workers or --threads, or join a cluster (--ray).",
+            kind="resource-missing",
+        )
 
 
 def _cpus() -> int:

@@ -1,6 +1,6 @@
 """Who works on which part: hands out, tries again elsewhere, steals from stragglers. Pure: no cluster, no clock.
 
-The shell (``ray.py``) says what happened and when; this decides. A part may be worked on twice, because commits are
+The shell (``work.py``, ``crew.py``) says what happened and when; this decides. A part may be worked on twice, because commits are
 create-only: the first to commit wins and the other's attempt is dropped.
 """
 
@@ -76,6 +76,7 @@ class Schedule:
         self._in_a_row: dict[int, int] = {}
         self._seconds: list[float] = []
         self._barren = 0
+        self._last: Failure | None = None
         self.given_up: dict[int, Failure] = {}
 
     # -- what the shell asks ---------------------------------------------------------------------------
@@ -101,9 +102,8 @@ class Schedule:
         return list(self._hands)
 
     def last_failure(self) -> Failure | None:
-        """Return the failure that any part met last, given up or not."""
-        met = [tries.failures[-1] for tries in self._of.values() if tries.failures]
-        return met[-1] if met else None
+        """Return the failure that was met last, of a part or of a worker that had none."""
+        return self._last
 
     def holders(self, part: int) -> list[int]:
         """Return the workers that have a part in hand."""
@@ -145,6 +145,7 @@ class Schedule:
             self._count_failure(worker, held[0].part, failure)
         elif failure is not None:
             self._barren += 1
+            self._last = failure
         for item in held:
             self._back(item.part)
 
@@ -230,6 +231,7 @@ class Schedule:
 
     def _count_failure(self, worker: int, part: int, failure: Failure) -> None:
         self._barren += 1
+        self._last = failure
         if part not in self._left:
             return
         tries = self._of[part]

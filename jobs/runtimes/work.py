@@ -109,12 +109,17 @@ def _check_hope(schedule: Schedule, silent_seconds: float, count: int) -> None:
         )
 
 
+def count(parts: int) -> str:
+    """Return a number of parts in words."""
+    return f"{parts} part" if parts == 1 else f"{parts} parts"
+
+
 def parts_failed(given_up: Mapping[int, Failure]) -> JobError:
     """Return the error that ends a run some parts of which were given up."""
     said = "; ".join(f"part {part}: {why}" for part, why in sorted(given_up.items())[:5])
     return JobError(
-        f"{len(given_up)} parts failed wherever they were tried: {said}. All others are done. Mend the cause and run "
-        "the same again.",
+        f"{count(len(given_up))} failed wherever tried: {said}. All others are done. Mend the cause and run the same "
+        "again.",
         kind="parts-failed",
         parts={str(part): str(why) for part, why in sorted(given_up.items())},
     )

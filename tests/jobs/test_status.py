@@ -54,7 +54,7 @@ def test_a_group_that_is_worked_on(opened):
     assert group["seconds_left"] == pytest.approx(600 / 20)
     said = describe(status(opened, now=NOW))
     assert "3 of 6 parts, 600 of 1,200 rows, working, 0 failed, 3 left, 20 rows/s" in said
-    assert "25% of it waiting for the store, 30 s left" in said
+    assert "25% of the workers' time waiting for the store, 30 s left" in said
 
 
 def test_a_pause_is_not_part_of_the_rate(opened):
@@ -90,7 +90,9 @@ def test_failed_parts_are_named_until_they_are_done(opened):
         body = {"group": "acts", "part": part, "attempt": attempt, "error": "OSError: fire"}
         data, _ = make_record("failed", opened.id, body)
         opened.view.storage.create(failed_key("acts", part, attempt), data)
-    assert _acts(opened)["failed"] == [{"part": 4, "error": "OSError: fire"}]
+    group = _acts(opened)
+    assert group["failed"] == [{"part": 4, "error": "OSError: fire"}]
+    assert (group["parts"], group["left"], group["state"]) == (1, 4, "working")
     assert "part 4 failed: OSError: fire" in describe(status(opened, now=NOW))
 
 
@@ -99,6 +101,44 @@ def test_groups_of_other_programs_tell_counts_only(opened):
         writer.put(opened.row_ids(slice(0, 200)), {"h": np.zeros(200, np.float32)})
     [group] = [g for g in status(opened)["groups"] if g["name"] == "mine"]
     assert (group["parts"], group["state"], group["rows_per_second"]) == (1, "idle", None)
+
+
+def test_a_run_that_ended_with_failed_parts_is_not_called_working(opened):
+    from store.layout import failed_key
+    from store.schema import make_record
+
+    _commit(opened, range(PARTS - 1), range(50, 0, -10))
+    body = {"group": "acts", "part": PARTS - 1, "attempt": "a" * 16, "error": "OSError: fire"}
+    data, _ = make_record("failed", opened.id, body)
+    opened.view.storage.create(failed_key("acts", PARTS - 1, "a" * 16), data)
+    group = _acts(opened)
+    assert (group["left"], group["state"], group["seconds_left"]) == (0, "idle", None)
+    assert "1 failed, 0 left" in describe(status(opened, now=NOW))
+
+
+def test_the_time_left_is_not_told_while_nothing_comes(opened):
+    _commit(opened, [0, 1, 2], [42, 40, 38])
+    group = _acts(opened)
+    assert group["state"] == "working"
+    assert group["seconds_left"] is None
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"finished": "2026-11-28"},
+        {"finished": "soon", "seconds": "1", "store_seconds": "0"},
+        {"finished": "2026-11-28T12:00:00", "seconds": "1", "store_seconds": "0"},
+        {"finished": "2026-11-28T12:00:00+00:00", "seconds": "long", "store_seconds": "0"},
+    ],
+    ids=["nothing else", "no time", "no zone", "no number"],
+)
+def test_provenance_of_other_programs_is_not_taken_for_ours(opened, told):
+    columns = {"h": "float32"}
+    with opened.writer("mine", columns=columns, recipe={}, provenance=told) as writer:
+        writer.put(opened.row_ids(slice(0, 200)), {"h": np.zeros(200, np.float32)})
+    [group] = [g for g in status(opened)["groups"] if g["name"] == "mine"]
+    assert (group["parts"], group["rows_per_second"], group["last"]) == (1, None, None)
 
 
 def test_tokens_that_still_grow_promise_no_end(tmp_path):

@@ -162,4 +162,6 @@ def test_only_what_was_asked_is_the_same_everywhere():
     assert same_everywhere(InvalidInputError("x"))
     assert not same_everywhere(ValueError("x"))
     assert not same_everywhere(UnavailableError("x"))
+    assert not same_everywhere(InvalidInputError("row 5", kind="nonfinite"))  # of one part
+    assert not same_everywhere(InvalidInputError("x", kind="model-differs"))  # of one machine
     assert failure_of(ValueError("")).line.startswith("ValueError")

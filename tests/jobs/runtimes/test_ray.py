@@ -125,11 +125,11 @@ def _raising(error):
 
 
 def test_bad_input_is_raised_as_it_is_and_at_once(ray_of_two):
-    error = InvalidInputError("row 5 is not finite", kind="nonfinite", row=5)
-    with pytest.raises(InvalidInputError, match="row 5") as caught:
+    error = InvalidInputError("column h is 5 wide", kind="width-mismatch", column="h")
+    with pytest.raises(InvalidInputError, match="5 wide") as caught:
         list(ray_of_two.map(_raising(error), range(100)))
-    assert caught.value.kind == "nonfinite"
-    assert caught.value.where == {"row": 5}
+    assert caught.value.kind == "width-mismatch"
+    assert caught.value.where == {"column": "h"}
 
 
 def test_no_memory_is_said_in_words(ray_of_two):

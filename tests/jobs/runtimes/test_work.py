@@ -19,7 +19,8 @@ SECONDS = {"ok": 10.0, "slow": 100.0, "fail": 5.0, "kill": 5.0, "refuse": 1.0, "
 class FakeCrew:
     """Workers that do as the script says: part → what its first, second, … try does; then ``ok``."""
 
-    def __init__(self, script=None, *, starts=True):
+    def __init__(self, script=None, *, starts=True, dies=False):
+        self.dies = dies
         self.script = script or {}
         self.starts = starts
         self.now = 0.0
@@ -39,6 +40,9 @@ class FakeCrew:
     def hire(self):
         number = len(self.lines)
         self.lines[number] = []
+        if self.dies:
+            self._at(1.0, number, "dies")
+            return
         if self.starts:
             self._at(1.0, number, {"pid": number})
 
@@ -90,6 +94,9 @@ class FakeCrew:
     def _happens(self, number, said):
         if isinstance(said, dict):
             return [(number, said)]
+        if said == "dies":
+            self.fire(number)
+            return [(number, Failure(kind="out-of-memory", line="the worker ran out of memory"))]
         part, does = said
         if self.lines[number] is None or self.running.get(number) != (part, does):
             return []  # it was told to drop the part, or is gone
@@ -193,6 +200,21 @@ def test_a_run_in_which_nothing_succeeds_is_given_up(does):
     with pytest.raises(JobError, match="workers-fail"):
         _run(list(range(1000)), crew, 2)
     assert sum(crew.tries.values()) <= BARREN * 3 + 2
+
+
+def test_workers_that_die_before_their_first_part_say_of_what():
+    with pytest.raises(
+        JobError, match=r"workers-fail.*out-of-memory: the worker ran out of memory"
+    ):
+        _run([0, 1], FakeCrew(dies=True), 2)
+
+
+def test_the_last_failure_is_the_one_met_last():
+    schedule = Schedule([0, 1])
+    schedule.join(7)
+    for part, now in ((1, 1.0), (0, 2.0)):
+        schedule.failed(7, part, Failure(kind="OSError", line=f"part {part}"), now)
+    assert schedule.last_failure().line == "part 0"
 
 
 def test_a_worker_that_fails_again_and_again_is_replaced():
