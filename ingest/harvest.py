@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -252,7 +253,9 @@ def _load(job: HarvestJob) -> LoadedModel:
 def _named(store: Store, loaded: LoadedModel) -> dict[str, str]:
     """Return the model's name and the asset of its facts, which later jobs read in its place."""
     asset = store.put_asset(ModelFacts.of(loaded.adapter).to_files())
-    return {"model": asset, "model_name": loaded.name}
+    place = Path(loaded.name).expanduser()
+    name = str(place.resolve()) if place.is_dir() else loaded.name  # commands with it run anywhere
+    return {"model": asset, "model_name": name}
 
 
 def _bits(values: torch.Tensor) -> Array:

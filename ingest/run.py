@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Summary:
     left_parts: int
     """Parts other shards have still to do."""
     seconds: float
+    unobserved_parts: int = 0
+    """Parts of which an observer has said nothing: they were harvested before it was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary for programs."""
@@ -250,7 +252,10 @@ def _harvest(
     progress: Progress,
 ) -> Summary:
     make = MakeHarvester(job=job, observers=tuple(observers), loaded=loaded)
-    return _run(job.url, job.group, job.sites, make, runtime, progress, time.monotonic())
+    done = _run(job.url, job.group, job.sites, make, runtime, progress, time.monotonic())
+    parts = open_store(job.url).view.parts(job.group)
+    unobserved = [part for part in parts if not all(one.done(part) for one in observers)]
+    return replace(done, unobserved_parts=len(unobserved))
 
 
 def _run(

@@ -22,6 +22,7 @@ from store import Store, tables
 from store.schema import Column, Group, canonical
 
 Array = np.ndarray[Any, np.dtype[Any]]
+USUAL_ATTENTION = "sdpa"  # what ingest takes where nothing is said
 DEFAULT_BATCH = 32  # sequences of a block where the recipe names no batch
 _OF_COLUMNS = {"schema", "sites", "dtypes"}
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -91,8 +92,14 @@ def stored_sites(store: Store, groups: Sequence[str] | None = None) -> list[str]
     return list(dict.fromkeys(dense))
 
 
-def locate(store: Store, sites: Sequence[str], groups: Sequence[str] | None = None) -> Sources:
-    """Return where some sites lie.
+def locate(
+    store: Store,
+    sites: Sequence[str],
+    groups: Sequence[str] | None = None,
+    *,
+    model: str | None = None,
+) -> Sources:
+    """Return where some sites lie; ``model`` is named in the command that adds those that are missing.
 
     Raises
     ------
@@ -102,7 +109,7 @@ def locate(store: Store, sites: Sequence[str], groups: Sequence[str] | None = No
     """
     held = whole_groups(store, groups)
     if [site for site in sites if not _holders(held, site)]:
-        raise missing_columns_error(store, sites, groups)
+        raise missing_columns_error(store, sites, groups, model=model)
     chosen = {site: _widest(store, _holders(held, site)) for site in sites}
     rivals = [group for site in sites for group in _holders(held, site)]
     bases = {canonical(base_of(group.recipe, group.name)) for group in rivals}
@@ -129,21 +136,35 @@ def _widest(store: Store, groups: Sequence[Group]) -> Group:
 
 
 def missing_columns_error(
-    store: Store, sites: Sequence[str], groups: Sequence[str] | None = None
+    store: Store,
+    sites: Sequence[str],
+    groups: Sequence[str] | None = None,
+    *,
+    model: str | None = None,
 ) -> JobError:
     """Return the error for sites that no group holds: ``columns-missing``, with the command that adds them.
 
     The command makes them as the columns already there were made, so that all can be read together.
+
+    Parameters
+    ----------
+    model
+        What the caller called the model; default: what the columns' commits say.
     """
     held = whole_groups(store, groups)
     missing = [site for site in sites if not _holders(held, site)]
     made = next((group for group in held if "model" in group.recipe), None)
     words = ["actlake", "ingest", "--into", store.url, "--group", _free_name(store, made)]
-    words += ["--model", _made_by(store, made) or "MODEL", "--sites", ",".join(_compact(missing))]
+    words += ["--model", model or _made_by(store, made) or "MODEL"]
+    words += ["--sites", ",".join(_compact(missing))]
     if made is not None:
         words += ["--batch", str(batch_of(made.recipe)), "--dtype", made.recipe["compute_dtype"]]
         dtypes = sorted(set(made.recipe["dtypes"].values()))
         words += ["--store-dtype", dtypes[0]] if len(dtypes) == 1 else []
+        attention = str(_provenance(store, made).get("attention") or USUAL_ATTENTION)
+        words += [] if attention == USUAL_ATTENTION else ["--attn-implementation", attention]
+        revision = made.recipe["model"].get("commit")
+        words += [] if revision is None else ["--revision", str(revision)]
     where = f"groups {', '.join(groups)} of {store.url}" if groups else store.url
     return JobError(
         f"{len(missing)} of {len(sites)} columns that were asked for are not in {where}: {_brief(missing)}. Nothing "

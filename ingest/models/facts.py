@@ -97,7 +97,15 @@ class ModelFacts:
         ------
         SiteError
             One of them is not there.
+        ModelError
+            ``facts-missing``: the columns come from no model that is known here.
         """
+        if not self.layers:
+            raise ModelError(
+                "blocks of a model were asked for, and nothing is known of one: no column here is called "
+                "blocks.N.…. Nothing was started. Name the model: --model FOLDER.",
+                kind="facts-missing",
+            )
         found = tuple(sorted(set(chosen))) or tuple(range(self.layers))
         for layer in found:
             if not 0 <= layer < self.layers:

@@ -51,7 +51,8 @@ _MAX_EXPANSIONS = 100_000
 
 
 class _Sited(Protocol):
-    family: str
+    @property
+    def family(self) -> str: ...
 
     def sites(self) -> dict[str, SiteInfo]: ...
 

@@ -19,6 +19,7 @@ from jobs.run import OrderedMerge
 from jobs.runtimes.in_process import InProcess
 from jobs.sequences import (
     Sources,
+    base_of,
     locate,
     missing_columns_error,
     model_facts,
@@ -26,6 +27,7 @@ from jobs.sequences import (
     sequence_blocks,
     shared_parts,
     stored_sites,
+    whole_groups,
 )
 from store import Store, StoreError
 from store import open as open_store
@@ -66,7 +68,7 @@ def statistics_on(
 
     Returns
     -------
-    One result ``stats-<hash8>`` for each statistic, with the tables it makes.
+    One result ``stats-<hash8>`` for each statistic (once, however often it is named), with the tables it makes.
 
     Raises
     ------
@@ -74,7 +76,8 @@ def statistics_on(
         ``columns-missing`` (with the ingest command that adds them), ``ambiguous-column``, ``masked-group``,
         ``no-rows``; and what a statistic says of a model it has no meaning for. Nothing is written.
     """
-    whole = _resolved(store, statistics, groups, model)
+    once = {canonical(described(statistic)): statistic for statistic in statistics}
+    whole = _resolved(store, list(once.values()), groups, model)
     with ExitStack() as stack:
         results = [_result(store, whole, plan, out) for plan in whole.plans]
         pending = [
@@ -100,6 +103,12 @@ class Resolved:
     sources: Sources
     parts: list[int]
 
+    def of(self, plan: Planned) -> list[str]:
+        """Return the groups one plan's result comes from, whatever else was asked with it."""
+        if not all(site in self.sources.groups for site in plan.sites):  # it was taken live
+            return ["tokens", plan.group]
+        return sorted({"tokens", *(self.sources.groups[site] for site in plan.sites)})
+
 
 def _resolved(
     store: Store,
@@ -111,13 +120,13 @@ def _resolved(
     stored = stored_sites(store, groups)
     bound = [settled(statistic, stored) for statistic in statistics]
     needs = [statistic.requires(facts) for statistic in bound]
-    taken = [_taken(store, *pair) for pair in zip(bound, needs, strict=True)]
+    taken = [_taken(store, *pair, groups) for pair in zip(bound, needs, strict=True)]
     read = [
         site for sites, plan in zip(needs, taken, strict=True) if plan is None for site in sites
     ]
-    sources = _sources(store, read, taken, groups)
+    sources = _sources(store, read, taken, groups, model)
     parts = shared_parts(store, sources)
-    _refuse_partly_taken(store, taken, parts, groups)
+    _refuse_partly_taken(store, taken, parts, groups, model)
     if not parts:
         raise JobError(
             f"no part of {store.url} has all of {', '.join(sources.groups)}. Nothing was started. Complete the "
@@ -142,18 +151,30 @@ def _sources(
     sites: Sequence[str],
     taken: Sequence[Planned | None],
     groups: Sequence[str] | None,
+    model: str | None,
 ) -> Sources:
-    """Return where the sites to be read lie; where there are none, the groups of what was taken live."""
+    """Return where the sites to be read lie; where there are none, the groups whose harvest took the statistics."""
     if sites:
-        return locate(store, list(dict.fromkeys(sites)), groups)
-    kept = {plan.group: plan.group for plan in taken if plan is not None}
-    return Sources(groups=kept, specs={}, base={})
+        return locate(store, list(dict.fromkeys(sites)), groups, model=model)
+    made = [_harvested(store, plan, groups) for plan in taken if plan is not None]
+    return Sources(groups={name: name for names in made for name in names}, specs={}, base={})
 
 
-def _taken(store: Store, statistic: Statistic, sites: Sequence[str]) -> Planned | None:
-    """Return the plan of a statistic that was taken live of sites not all of which are stored; None otherwise."""
-    stored = set(stored_sites(store))
-    if stored.issuperset(sites):
+def _harvested(store: Store, plan: Planned, groups: Sequence[str] | None) -> list[str]:
+    """Return the groups of columns made as those a statistic was taken of: by the same model, in the same batches."""
+    source = canonical(plan.recipe["source"])
+    held = whole_groups(store, groups)
+    return [g.name for g in held if canonical(base_of(g.recipe, g.name)) == source]
+
+
+def _taken(
+    store: Store, statistic: Statistic, sites: Sequence[str], groups: Sequence[str] | None
+) -> Planned | None:
+    """Return the plan of a statistic that was taken live of sites not all of which are stored; None otherwise.
+
+    Of another model's harvest, or of one the groups asked for do not belong to, it is none of theirs.
+    """
+    if set(stored_sites(store, groups)).issuperset(sites):
         return None
     wanted = canonical(described(statistic))
     found = [
@@ -162,6 +183,7 @@ def _taken(store: Store, statistic: Statistic, sites: Sequence[str]) -> Planned 
         if canonical(group.recipe.get("statistic")) == wanted
         and set(group.recipe["columns"]) == set(sites)
     ]
+    found = [plan for plan in found if _harvested(store, plan, groups)]
     return found[0] if len(found) == 1 else None
 
 
@@ -170,11 +192,12 @@ def _refuse_partly_taken(
     taken: Sequence[Planned | None],
     parts: Sequence[int],
     groups: Sequence[str] | None,
+    model: str | None,
 ) -> None:
     """Raise ``columns-missing`` where a statistic taken live lacks parts, and its columns are not there either."""
     for plan in taken:
         if plan is not None and set(parts) - _committed(store, plan):
-            raise missing_columns_error(store, plan.sites, groups)
+            raise missing_columns_error(store, plan.sites, groups, model=model)
 
 
 def _result(store: Store, whole: Resolved, plan: Planned, out: str | Path) -> Result:
@@ -186,8 +209,7 @@ def _result(store: Store, whole: Resolved, plan: Planned, out: str | Path) -> Re
         "text": _source(store),
         "rows": sha256(canonical(rows)),
     }
-    groups = sorted({"tokens", *whole.sources.groups.values()})
-    return Result.create(out, VERB, config, store=store.id, pin=_pin(store, groups))
+    return Result.create(out, VERB, config, store=store.id, pin=_pin(store, whole.of(plan)))
 
 
 def _source(store: Store) -> str:
@@ -218,7 +240,9 @@ def _merged(
     """Return each plan's whole, merged along one tree over the parts in order."""
     held = {plan.group: _committed(store, plan) for plan in plans}
     todo = [part for part in whole.parts if any(part not in held[plan.group] for plan in plans)]
-    make = partial(StatisticsWorker, store.url, list(plans), whole.model, whole.groups, keep=keep)
+    make = partial(
+        StatisticsWorker, store.url, list(plans), whole.model, whole.groups, held, keep=keep
+    )
     fresh = _worked(runtime, make, todo, progress)
     store = store.refresh()
     for plan in plans if keep else ():
@@ -272,17 +296,18 @@ class StatisticsWorker:
         plans: Sequence[Planned],
         model: ModelFacts,
         groups: Sequence[str] | None,
+        held: Mapping[str, set[int]],
         *,
         keep: bool,
     ) -> None:
         self._store = open_store(url)
-        self._plans, self._model, self._groups = plans, model, groups
+        self._plans, self._model, self._groups, self._held = plans, model, groups, held
         self._writers = (
             {plan.group: partial_writer(self._store, plan) for plan in plans} if keep else {}
         )
 
     def run(self, part: int) -> Mapping[str, Any] | None:
-        """Commit the partials the part lacks; where none are kept, return all of them."""
+        """Commit the partials the part lacks; where none are kept, return them."""
         plans = [plan for plan in self._plans if not self._done(plan, part)]
         filled = [plan.statistic.empty(self._model) for plan in plans]
         sites = list(dict.fromkeys(site for plan in plans for site in plan.sites))
@@ -297,6 +322,8 @@ class StatisticsWorker:
         return None
 
     def _done(self, plan: Planned, part: int) -> bool:
+        if part in self._held[plan.group]:
+            return True
         return bool(self._writers) and self._writers[plan.group].done(part)
 
     def close(self) -> None:

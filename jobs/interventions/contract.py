@@ -51,8 +51,8 @@ class Intervention:
     """What is done."""
     heads: tuple[int, ...] = ()
     """Along the first axis of the site's shape; none stands for all."""
-    span: tuple[int, int] | str = ""
-    """Positions ``(start, stop)`` of every example (negative ones from the end), or the name of a span of
+    span: tuple[int, int | None] | str = ""
+    """Positions ``(start, stop)`` of every example (negative ones from its own last token on), or the name of a span of
     the examples; empty for all."""
     values: Tensor | None = None
     """What the operation needs (`Needs`)."""
@@ -111,8 +111,7 @@ class Intervention:
                 examples.within(self.span) if self.span else torch.ones(shape[:2], dtype=torch.bool)
             )
         else:
-            where_BT = torch.zeros(shape[:2], dtype=torch.bool)
-            where_BT[:, slice(*self.span)] = True
+            where_BT = _within(self.span, examples.mask[:, : shape[1]].bool())
         where = where_BT.reshape(*shape[:2], *[1] * rest)
         if not self.heads:
             return where
@@ -126,6 +125,17 @@ class Intervention:
             "intervention.",
             kind="bad-intervention",
         )
+
+
+def _within(span: tuple[int, int | None], mask_BT: Tensor) -> Tensor:
+    """Return which tokens of each example lie in ``slice(*span)`` of its own tokens, bool ``[B, T]``."""
+    rank_BT = mask_BT.cumsum(1) - 1  # number of a token within its example
+    length_B1 = mask_BT.sum(1, keepdim=True)
+    start, stop = span
+    inside_BT = mask_BT & (rank_BT >= (start if start >= 0 else start + length_B1))
+    if stop is None:
+        return inside_BT
+    return inside_BT & (rank_BT < (stop if stop >= 0 else stop + length_B1))
 
 
 def operation(kind: str, **fields: Any) -> Any:

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import config as settings
 from jobs.errors import UsageError
 from jobs.verbs.contract import Answer, Context
+
+if TYPE_CHECKING:
+    from ingest.models.facts import ModelFacts
+
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 def stats(config: settings.Stats, context: Context) -> Answer:
     """Compute statistics and leave a result for each."""
     from jobs.circuits.run import statistics_on
     from jobs.runtimes.choose import runtime_for
-    from jobs.sequences import stored_sites, whole_groups
+    from jobs.sequences import model_facts, stored_sites, whole_groups
     from store import open as open_store
 
     asked = statistics_of(config.stats, layers=config.layers, params=config.params or ())
     store = open_store(config.url)
     groups = whole_groups(store, config.group)
     if config.sites is not None:
-        sites = _named_sites(config.sites, stored_sites(store, config.group))
+        facts = model_facts(store, config.group, model=config.model)
+        sites = named_sites(config.sites, stored_sites(store, config.group), facts)
         asked = [_with(statistic, sites=sites) for statistic in asked]
     first = next((group.name for group in groups if "model" in group.recipe), None)
     with runtime_for(config, url=config.url, group=first) as runtime:
@@ -71,7 +78,17 @@ def statistics_of(
             )
         given[name][field] = value
     made = [_built(STATISTICS.get(name), fields) for name, fields in given.items()]
-    return made if layers is None else [_with(one, layers=tuple(layers)) for one in made]
+    return made if layers is None else [_of_layers(one, tuple(layers)) for one in made]
+
+
+def _of_layers(statistic: Any, layers: tuple[int, ...]) -> Any:
+    if not hasattr(statistic, "layers"):
+        raise UsageError(
+            f"--layers {','.join(map(str, layers))} were asked for; statistic {statistic.kind!r} goes by sites. Nothing "
+            "was started. Say --sites, or ask for it apart.",
+            kind="unknown-field",
+        )
+    return _with(statistic, layers=layers)
 
 
 def live_statistics(names: Sequence[str]) -> list[Any]:
@@ -117,19 +134,38 @@ def _with(statistic: Any, **fields: Any) -> Any:
     return dataclasses.replace(statistic, **mine)
 
 
-def _named_sites(patterns: Sequence[str], stored: Sequence[str]) -> tuple[str, ...]:
-    """Return the stored sites some patterns stand for; a plain name may be one that is not stored."""
+def named_sites(
+    patterns: Sequence[str], stored: Sequence[str], facts: ModelFacts
+) -> tuple[str, ...]:
+    """Return the sites some patterns stand for, as ingest understands them.
+
+    Of sets (``blocks.*.resid_post``) those that are stored, where any is; a plain name or ``@50%`` may be one that is
+    not. Columns of a model that is not known are gone by their names alone.
+    """
     from ingest.models import resolve_sites
+
+    known = facts if facts.attentions else _by_names(patterns, stored)
+    found: list[str] = []
+    for pattern in patterns:
+        if pattern in stored:  # a column of somebody's own may be called anything
+            found.append(pattern)
+            continue
+        sites = resolve_sites([pattern], known)
+        there = [site for site in sites if site in stored]
+        found += there if there and set(pattern) & set("*{") else sites
+    return tuple(dict.fromkeys(found))
+
+
+def _by_names(patterns: Sequence[str], stored: Sequence[str]) -> ModelFacts:
+    """Return a model of which only the names of its stored columns, and of those named plainly, are known."""
     from ingest.models.facts import ModelFacts
 
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(stored, ())
     plain = [name for name in patterns if not set(name) & set("*{@")]
-    layers = 1 + max((int(n.split(".")[1]) for n in stored if n.startswith("blocks.")), default=-1)
-    facts: Any = ModelFacts(
+    numbers = [int(match[1]) for match in map(_BLOCK.match, stored) if match]
+    return ModelFacts(
         family="stored",
-        layers=layers,
+        layers=1 + max(numbers, default=-1),
         width=0,
         causal=False,
-        shapes={**shapes, **dict.fromkeys(plain, ())},
+        shapes=dict.fromkeys((*stored, *plain), ()),
     )
-    return tuple(resolve_sites(patterns, facts))

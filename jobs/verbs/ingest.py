@@ -90,6 +90,11 @@ def _answer(summary: Summary) -> Answer:
         f"{summary.url}: group {summary.group!r} holds {', '.join(summary.sites)} of {summary.rows:,} "
         f"rows in {summary.parts} parts ({summary.new_rows:,} new in {summary.seconds:.1f} s{rate}{left})"
     )
+    if summary.unobserved_parts:
+        text += (
+            f"\n{summary.unobserved_parts} of these parts were harvested before --stats was asked for and hold none "
+            f"of them: `actlake stats {summary.url}` computes them from stored columns, and says how to add those"
+        )
     return Answer(summary.to_json(), text)
 
 

@@ -73,10 +73,11 @@ def test_an_operation_is_a_pure_function_of_arrays(name, x):
         ((), "", [(b, t, h) for b in range(2) for t in range(5) for h in range(3)]),
         ((1,), "", [(b, t, 1) for b in range(2) for t in range(5)]),
         ((0, 2), (1, 3), [(b, t, h) for b in range(2) for t in (1, 2) for h in (0, 2)]),
-        ((), (-1, None), [(b, 4, h) for b in range(2) for h in range(3)]),
+        ((), (-1, None), [(0, 4, h) for h in range(3)] + [(1, 3, h) for h in range(3)]),
+        ((0,), (-3, -1), [(0, 2, 0), (0, 3, 0), (1, 1, 0), (1, 2, 0)]),
         ((2,), "late", [(0, 3, 2), (0, 4, 2), (1, 1, 2)]),
     ],
-    ids=["all", "head", "heads and positions", "from the end", "named span"],
+    ids=["all", "head", "heads and positions", "from the end", "before the end", "named span"],
 )
 def test_only_the_selected_part_is_changed(name, heads, span, touched, x, examples):
     op = op_of(name)

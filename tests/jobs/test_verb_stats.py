@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import store
-from ingest.models import toy
+from ingest.models import AttentionSpec, toy
+from ingest.models.facts import ModelFacts
 from jobs import cli
 from jobs.circuits import STATISTICS
 from jobs.errors import UsageError
 from jobs.results import Result
-from jobs.verbs.circuits import statistics_of
+from jobs.verbs.circuits import named_sites, statistics_of
 
 BOTH = "moments,massive_activations"
 
@@ -137,14 +139,94 @@ def test_ingest_refuses_an_unknown_statistic_and_one_without_a_model(
 def test_settings_sites_and_layers_reach_the_statistics():
     massive, moments = statistics_of(
         ["massive_activations", "moments"],
-        layers=[1],
-        params=["massive_activations.ratio=50", "massive_activations.top=5", "moments.sites=a+b"],
+        params=[
+            "massive_activations.ratio=50",
+            "massive_activations.top=5",
+            "massive_activations.layers=1",
+            "moments.sites=a+b",
+        ],
     )
+    assert statistics_of(["massive_activations"], layers=[1])[0].layers == (1,)
     assert (massive.ratio, massive.top, massive.layers) == (50.0, 5, (1,))
     assert moments.sites == ("a", "b")
     assert statistics_of(["moments"]) == [STATISTICS.get("moments")()]
     with pytest.raises(UsageError, match="unknown-field"):
         statistics_of(["moments"], params=["moments"])
+    with pytest.raises(UsageError, match=r"unknown-field.*'moments' goes by sites"):
+        statistics_of(["massive_activations", "moments"], layers=[1])
+
+
+FOUR = [f"blocks.{n}.resid_post" for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "wanted"),
+    [
+        (["@50%"], ["blocks.3.resid_post"]),
+        (["blocks.*.resid_post"], FOUR),
+        (["blocks.{0,5}.resid_post"], FOUR[:1]),
+        (["blocks.5.resid_post"], ["blocks.5.resid_post"]),
+        (["blocks.4.mlp.*"], ["blocks.4.mlp.in", "blocks.4.mlp.out"]),
+        (["blocks.foo"], ["blocks.foo"]),
+        (["mine", "embed"], ["mine", "embed"]),
+    ],
+    ids=["share", "set", "partly stored", "not stored", "set of none", "odd name", "plain"],
+)
+def test_sites_mean_what_they_mean_at_ingest(patterns, wanted):
+    """A store may hold few of a model's blocks; the middle is that of the model, not of what is there."""
+    spec = AttentionSpec(heads=1, kv_heads=1, head_width=4, scale=1.0, causal=True)
+    names = [
+        "embed",
+        *(f"blocks.{n}.{s}" for n in range(6) for s in ("mlp.in", "mlp.out", "resid_post")),
+    ]
+    facts = ModelFacts(
+        family="toy", layers=6, width=4, causal=True, shapes=dict.fromkeys(names, (4,)),
+        attentions=(spec,) * 6,
+    )  # fmt: skip
+    stored = [*FOUR, "mine", "blocks.foo"]
+    assert list(named_sites(patterns, stored, facts)) == wanted
+    unknown = replace(facts, layers=0, shapes={}, attentions=())
+    if patterns[0] not in {
+        "blocks.4.mlp.*",
+        "@50%",
+        "blocks.{0,5}.resid_post",
+    }:  # a model is needed
+        assert list(named_sites(patterns, stored, unknown)) == wanted
+
+
+def test_statistics_asked_of_parts_that_were_there_say_so(tmp_path, corpus, model, capsys):
+    sites = ("--sites", "blocks.*.resid_post")
+    ingest(tmp_path / "s", corpus, model, *sites)
+    capsys.readouterr()
+    opened = ingest(tmp_path / "s", corpus, model, *sites, "--stats", "moments")
+    said = capsys.readouterr().out
+    parts = len(opened.view.parts("acts"))
+    assert f"{parts} of these parts were harvested before --stats was asked for" in said
+    words = ["ingest", "--model", model, "--corpus", corpus, "--out", tmp_path / "t", *sites]
+    words += ["--context", "32", "--part-rows", "256", "--stats", "moments"]
+    assert run(capsys, *words)[1]["unobserved_parts"] == 0
+
+
+def test_the_command_for_missing_columns_runs_anywhere(
+    tmp_path, corpus, model, capsys, monkeypatch
+):
+    """The model was named by a relative path, and attends in another way than usual."""
+    monkeypatch.chdir(model.parent)
+    more = ("--sites", "blocks.0.resid_post", "--attn-implementation", "eager")
+    opened = ingest(tmp_path / "s", corpus, model.name, *more)
+    monkeypatch.chdir("/")
+    capsys.readouterr()
+    words = ["stats", opened.url, "--stats", "induction", "--out", tmp_path]
+    _, found = run(capsys, *words)
+    command = shlex.split(found["error"]["message"].partition("Add them: ")[2])
+    assert command[command.index("--model") + 1] == str(model)
+    assert command[command.index("--attn-implementation") + 1] == "eager"
+    assert cli.main(command[1:]) == 0
+    capsys.readouterr()
+    assert run(capsys, *words)[0] == 0
+    other = ["stats", opened.url, "--stats", "massive_activations", "--out", tmp_path]
+    _, found = run(capsys, *other, "--model", model)
+    assert f"--model '{model}'" in found["error"]["message"]
 
 
 def test_inspect_shows_partial_columns(tmp_path, corpus, model, capsys):

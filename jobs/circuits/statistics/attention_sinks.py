@@ -57,7 +57,7 @@ class AttentionSinks:
     """
 
     kind: ClassVar[str]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     positions: int = 4
     """K: first positions reported one by one, 1 to ``queries``."""
     epsilon: float = 0.3
@@ -96,6 +96,7 @@ class AttentionSinks:
             top_first=np.zeros(shape, np.int64),
             n=np.zeros(counts, np.int64),
             skipped=np.zeros(counts, np.int64),
+            short=np.zeros(counts, np.int64),
         )
 
     def from_state(self, model: ModelFacts, state: State) -> _Sinks:
@@ -118,11 +119,14 @@ class _Sinks:
     top_first: Array
     n: Array
     skipped: Array
+    short: Array
+    """Sequences of fewer than T tokens, of which nothing is said, ``int64[blocks]``."""
 
     def update(self, block: SequenceBlock) -> None:
         """Take in every sequence that is long enough."""
         for rows in sequences(block):
             if rows.stop - rows.start < self.config.queries:
+                self.short += 1
                 continue
             for at, layer in enumerate(layers_of(self.model, self.config.layers)):
                 found = queries_and_keys(block, self.model, layer, rows)
@@ -146,7 +150,9 @@ class _Sinks:
         self.n[at] += 1
         self.alpha[at, :heads] += first
         self.sinks[at, :heads] += first > self.config.epsilon
-        eligible_HS = np.where(seen_S >= self.config.least_queries, alpha_HS, -1.0)
+        # Behind a window narrower than that no position is seen by so many: there the most seen ones count.
+        least = min(self.config.least_queries, int(seen_S.max()))
+        eligible_HS = np.where(seen_S >= least, alpha_HS, -1.0)
         top_H = eligible_HS.max(1)
         self.top_alpha[at, :heads] += top_H
         self.top_sinks[at, :heads] += top_H > self.config.epsilon
@@ -160,7 +166,7 @@ class _Sinks:
 
     def state(self) -> State:
         """Return the sums and counts."""
-        names = ("alpha", "sinks", "top_alpha", "top_sinks", "top_first", "n", "skipped")
+        names = ("alpha", "sinks", "top_alpha", "top_sinks", "top_first", "n", "skipped", "short")
         return {name: getattr(self, name) for name in names}
 
     def finalize(self) -> dict[str, Table]:
@@ -194,6 +200,7 @@ class _Sinks:
                 "first_share": top[2],
                 "n": n,
                 "skipped": self.skipped[at],
+                "short": self.short[at],
             },
             "sinks": {"position": np.arange(k), "sink_rate": rate.mean(0)},
         }

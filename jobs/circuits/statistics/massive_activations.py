@@ -29,7 +29,7 @@ class MassiveActivations:
     average the top values of ten sequences, here every sequence counts and the greatest of all are kept.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     absolute: float = 100.0
     """Least magnitude of a hit, exclusive; at least 0."""
@@ -108,7 +108,7 @@ class MassivePartial:
     def _keep_top(
         self, lane: int, block: SequenceBlock, values_RD: Array, magnitudes_RD: Array
     ) -> None:
-        flat = magnitudes_RD.reshape(-1)
+        flat = np.where(np.isfinite(magnitudes_RD), magnitudes_RD, np.nan).reshape(-1)
         at = self.top.candidates(lane, flat)
         row, dim = np.divmod(at, magnitudes_RD.shape[1])
         tokens = block.tokens
@@ -119,7 +119,10 @@ class MassivePartial:
     def _count(self, lane: int, magnitudes_TD: Array) -> None:
         """Count one sequence; the exact median is found only where the histogram's bin leaves a hit open."""
         low, high = bin_bounds(self.histogram.update(lane, magnitudes_TD), 0.5)
-        row, dim = np.nonzero((magnitudes_TD >= self.config.ratio * low) & (magnitudes_TD > 0))
+        large = (magnitudes_TD >= self.config.ratio * low) & (magnitudes_TD > 0)
+        row, dim = np.nonzero(
+            large & np.isfinite(magnitudes_TD)
+        )  # an infinity is damage, not a size
         found = magnitudes_TD[row, dim].astype(np.float64)
         if len(found) and found.min() < self.config.ratio * high:
             hit = found >= self.config.ratio * lower_median(magnitudes_TD)

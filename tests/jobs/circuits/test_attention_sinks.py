@@ -213,3 +213,27 @@ def test_settings_that_mean_nothing_are_refused(settings):
 def test_a_block_that_is_not_there_is_refused():
     with pytest.raises(ActlakeError, match="no block 2"):
         sinks(layers=(2,)).requires(FACTS)
+
+
+def test_behind_a_narrow_window_the_strongest_position_is_one_that_is_seen():
+    """No position is seen by 8 queries there: alpha is a mean of attention all the same."""
+    spec = AttentionSpec(heads=1, kv_heads=1, head_width=4, scale=0.5, causal=True, window=4)
+    facts = replace(FACTS, attentions=(spec,) * FACTS.layers)
+    values = {
+        name: torch.zeros(64, 1, 4)
+        for name in (f"blocks.{n}.attn.{s}" for n in range(FACTS.layers) for s in ("q", "k"))
+    }
+    partial = sinks().empty(facts)
+    partial.update(block(values, [64]))
+    table = partial.finalize()["sink_heads"]
+    # Key 0 is seen by queries 0 to 3, who see 1, 2, 3 and 4 keys.
+    assert table["alpha"][0] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
+    assert table["first_share"][0] == 1
+
+
+def test_sequences_too_short_to_say_anything_are_counted():
+    partial = sinks(queries=8).empty(FACTS)
+    partial.update(block(planted(4, uniform(4), uniform(4)), [4]))
+    table = partial.finalize()["sink_heads"]
+    assert set(table["short"].tolist()) == {1}
+    assert set(table["n"].tolist()) == {0}

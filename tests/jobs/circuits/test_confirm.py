@@ -14,11 +14,13 @@ from ingest.models.facts import ModelFacts
 from jobs.circuits import STATISTICS
 from jobs.circuits.confirm import (
     ConfirmConfig,
+    _Trial,
+    _verdict,
     ablation_tables,
     confirm_induction,
     repeated_tokens,
 )
-from jobs.circuits.copying import copying_scores
+from jobs.circuits.copying import _final_scale, copying_scores
 from jobs.errors import JobError
 from store.tokens import FLAG_SPECIAL
 
@@ -292,3 +294,73 @@ def scored(model, examples):
         )
     )
     return partial.finalize()["heads"]
+
+
+def rises(**values):
+    """What switching heads (layer 0) off did: head → (low, rise, high)."""
+    return {
+        (0, int(name[1:])): {"rise": rise, "rise_low": low, "rise_high": high}
+        for name, (low, rise, high) in values.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("single", "confirmed", "rank"),
+    [
+        (rises(h0=(0.5, 1.0, 1.5), h1=(0.0, 0.1, 0.2)), 1, 1),
+        (rises(h0=(-0.1, 0.1, 0.3), h1=(0.0, 0.0, 0.0)), 0, 1),
+        (rises(h0=(0.5, 1.0, 1.5), h1=(0.5, 0.6, 0.7)), 0, 1),
+        (rises(h0=(0.5, 1.0, 1.5), h1=(0.9, 2.0, 3.0)), 0, 2),
+    ],
+    ids=["clear", "not above zero", "not above a weak head", "a weak head does more"],
+)
+def test_the_verdict_needs_an_interval_above_zero_and_above_every_weak_head(
+    single, confirmed, rank
+):
+    found = _verdict(0, 0.4, {(0, 0): 0.9, (0, 1): 0.1}, single, {})
+    assert (found["confirmed"], found["rank"]) == (confirmed, rank)
+
+
+def test_the_interval_is_that_of_95_percent_of_resampled_means(model, monkeypatch):
+    config = ConfirmConfig(sequences=64, periods=(8, 9), op="zero")
+    trial = _Trial(model, config, 0)
+    rise_N = np.random.default_rng(3).normal(1.0, 2.0, 64)
+    after = trial.before + np.stack([np.zeros(64), rise_N])
+    monkeypatch.setattr(trial.runner, "run", lambda _: {"intervened": after.reshape(-1)})
+    found = trial.without([(0, 0)])
+    assert found["rise"] == pytest.approx(rise_N.mean())
+    half = 1.96 * rise_N.std() / 8  # the normal interval of a mean of 64
+    assert found["rise_high"] - found["rise"] == pytest.approx(half, rel=0.1)
+    assert found["rise"] - found["rise_low"] == pytest.approx(half, rel=0.1)
+
+
+def test_copying_by_grouped_heads_is_that_of_their_own_key_head():
+    """OV circuits of a toy Llama, two query heads a key head, from its matrices as they stand."""
+    loaded = toy_model("llama")
+    network = loaded.model
+    table = copying_scores(
+        loaded, repeated_tokens(loaded, ConfirmConfig(sequences=2, periods=(4, 5)), 0)
+    )
+    layers, (heads, groups, width) = network.model.layers, (4, 2, 8)
+    gain, unembed = network.model.norm.weight, network.lm_head.weight
+    with torch.no_grad():
+        for at, (layer, head) in enumerate(zip(table["layer"], table["head"], strict=True)):
+            block = layers[int(layer)]
+            group = int(head) // (heads // groups)
+            seen = block.input_layernorm(network.model.embed_tokens.weight)
+            value = seen @ block.self_attn.v_proj.weight[group * width : (group + 1) * width].T
+            out = block.self_attn.o_proj.weight[:, int(head) * width : (int(head) + 1) * width]
+            circuit = value @ (out.T * gain) @ unembed.T
+            assert table["ov_diagonal"][at] == pytest.approx(
+                float(circuit.diagonal().mean()), rel=1e-3, abs=1e-7
+            )
+
+
+def test_the_final_scale_is_that_of_the_norm_its_epsilon_included():
+    loaded = toy_model("llama")
+    norm = loaded.model.model.norm
+    norm.variance_epsilon = 0.7
+    x = torch.randn(5, norm.weight.shape[0], dtype=torch.float64)
+    with torch.no_grad():
+        expected = (x * norm.weight.double() / norm.double()(x)).mean(1)
+    assert torch.allclose(_final_scale(loaded, x), expected)

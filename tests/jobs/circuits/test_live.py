@@ -9,6 +9,7 @@ import pytest
 
 import store
 from ingest.config import HarvestConfig, TokensConfig
+from ingest.errors import ModelError
 from ingest.models import toy
 from ingest.models.facts import ModelFacts
 from ingest.run import ingest, ingest_into
@@ -16,6 +17,7 @@ from ingest.sources import SOURCES
 from jobs.circuits import STATISTICS
 from jobs.circuits.live import LiveStatistic
 from jobs.circuits.run import statistics_on
+from jobs.errors import JobError
 from jobs.runtimes.in_process import InProcess
 from jobs.sequences import model_facts
 from store.errors import ActlakeError
@@ -174,6 +176,97 @@ def test_an_observer_travels_until_it_has_begun(made):
     plan = LiveStatistic(statistic=STATISTICS.get("moments")())
     assert pickle.loads(pickle.dumps(plan)) == plan
     assert plan.requires(model_facts(opened), ["embed"]) == ("embed",)
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory, model):
+    family = "llama" if "llama" in str(model) else "gpt2"
+    return toy.save(family, tmp_path_factory.mktemp("other"), seed=1)
+
+
+def add(url, model, group, *, sites=("blocks.*.resid_post",), dtype="bfloat16", names=()):
+    harvest = HarvestConfig(model=str(model), sites=sites, dtype=dtype, batch=3, group=group)
+    plans = [LiveStatistic(statistic=STATISTICS.get(name)()) for name in names]
+    ingest_into(url, harvest, runtime=InProcess(), observers=plans)
+    return store.open(url)
+
+
+def test_one_models_statistics_are_never_anothers(tmp_path, corpus, model, other_model):
+    """Taken live of one model, they answer for its own groups alone, whatever else the store holds by then."""
+    sites, induction = ("blocks.1.resid_post",), STATISTICS.get("induction")()
+    opened = run(tmp_path / "s", corpus, model, sites=sites, names=["induction"])
+    (group,) = stat_groups(opened)
+    opened = add(opened.url, other_model, "other")
+    with pytest.raises(JobError, match="columns-missing"):
+        statistics_on(opened, [induction], tmp_path, groups=["other"])
+    opened = add(opened.url, other_model, "more", sites=("blocks.*.attn.*",))
+    (mine,) = statistics_on(opened, [induction], tmp_path, groups=["acts"])
+    (theirs,) = statistics_on(opened, [induction], tmp_path, groups=["more"])
+    assert mine.card.config["partials"] == group != theirs.card.config["partials"]
+    assert not np.array_equal(
+        mine.table("heads")["previous_token"], theirs.table("heads")["previous_token"]
+    )
+
+
+@pytest.mark.parametrize("names", [["induction"], ["induction", "massive_activations"]], ids=len)
+def test_what_was_taken_of_some_parts_only_is_refused(tmp_path, corpus, model, names):
+    sites = ("blocks.*.resid_post",)
+    url = tmp_path / "s"
+    with pytest.raises(KeyboardInterrupt):
+        run(url, corpus, model, sites=sites, names=["induction"], runtime=Stopping(2))
+    opened = run(url, corpus, model, sites=sites)
+    (group,) = stat_groups(opened)
+    assert 0 < len(opened.view.parts(group)) < len(opened.view.parts("acts"))
+    with pytest.raises(JobError, match="columns-missing"):
+        statistics_on(opened, [STATISTICS.get(name)() for name in names], tmp_path)
+
+
+def test_a_result_is_the_same_whatever_else_is_asked_with_it(tmp_path, corpus, model):
+    sites = ("blocks.*.resid_post",)
+    opened = run(tmp_path / "s", corpus, model, sites=sites, names=["induction"])
+    opened = add(opened.url, model, "more", sites=("blocks.*.attn.*",))
+    every = [STATISTICS.get(name)() for name in ("induction", "moments", "massive_activations")]
+    both = statistics_on(opened, [*every, every[0]], tmp_path)
+    assert len(both) == 3
+    for statistic, whole in zip(every, both, strict=True):
+        (alone,) = statistics_on(opened, [statistic], tmp_path)
+        assert alone.path == whole.path
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_was_taken_live_and_what_is_stored_go_together(tmp_path, corpus, model, keep):
+    sites = ("blocks.*.resid_post",)
+    opened = run(tmp_path / "s", corpus, model, sites=sites, names=["induction"])
+    asked = [STATISTICS.get(name)() for name in ("induction", "massive_activations")]
+    found = statistics_on(opened, asked, tmp_path, keep=keep)
+    assert [result.card.outcome for result in found] == ["done", "done"]
+    assert len(stat_groups(opened.refresh())) == 1 + keep
+
+
+def test_other_dtypes_of_one_model_are_other_partials(tmp_path, corpus, model):
+    opened = run(tmp_path / "s", corpus, model, sites=("blocks.*.resid_post",), dtype="float32")
+    statistic = STATISTICS.get("massive_activations")()
+    harvest = HarvestConfig(
+        model=str(model), sites=("blocks.*.resid_post",), dtype="float32", batch=3,
+        store_dtype="bfloat16", group="half",
+    )  # fmt: skip
+    ingest_into(opened.url, harvest, runtime=InProcess())
+    opened = store.open(opened.url)
+    found = [statistics_on(opened, [statistic], tmp_path, groups=[g])[0] for g in ("acts", "half")]
+    assert len({result.card.config["partials"] for result in found}) == 2
+    assert not np.array_equal(*(result.table("layers")["top1"] for result in found))
+
+
+def test_columns_of_no_known_model_have_no_heads_and_no_blocks(tmp_path):
+    from store.testing.small import fill, tokens_store
+
+    opened = fill(tokens_store(tmp_path / "s"), "mine", {"h": "float32[16]"})
+    for name in NAMES:
+        if name == "moments":
+            assert statistics_on(opened, [STATISTICS.get(name)()], tmp_path)
+            continue
+        with pytest.raises(ModelError, match="facts-missing"):
+            statistics_on(opened, [STATISTICS.get(name)()], tmp_path)
 
 
 def test_what_a_model_cannot_have_is_refused_before_anything_is_written(tmp_path, corpus):

@@ -132,3 +132,13 @@ def test_bad_settings_are_refused(bad):
 def test_a_block_that_is_not_there_is_refused(toy_facts, layer):
     with pytest.raises(SiteError, match=r"no block .* blocks 0 to 1"):
         STATISTICS.get("massive_activations")(layers=(0, layer)).requires(toy_facts)
+
+
+def test_an_infinity_is_no_massive_activation(toy_facts, toy_block):
+    block = toy_block(toy_facts, [SITE.format(0)], [50])
+    x = block.sites[SITE.format(0)]
+    x[7, 2], x[9, 4] = torch.inf, 2000.0
+    found = run(STATISTICS.get("massive_activations")(layers=(0,)), toy_facts, [block])
+    assert column(found["layers"], "top1") == [2000]
+    assert column(found["layers"], "hits") == [1]
+    assert column(found["top"], "value", layer=0)[0] == 2000
