@@ -239,9 +239,7 @@ def codes(key: str, found: Table, crossover: Table, label: Any) -> Html:
             numbers.decimal(found["pairs"][i] / found["rows"][i]),
             _micro(found["t_total_us"][i]),
             numbers.decimal(found["speedup_best"][i], trim=False),
-            numbers.decimal(found["speedup_fastest_dense"][i], trim=False)
-            if "speedup_fastest_dense" in found
-            else "–",
+            numbers.decimal(found["speedup_fastest_dense"][i], trim=False),
             ("chosen, " if found["chosen"][i] else "") + (found["verdict"][i] or "–"),
         )
         for i in range(len(found["op"]))

@@ -92,7 +92,8 @@ SCHEMAS: dict[str, dict[str, str]] = {
     },
     "codes": {
         "op": "s", "method": "s", "control": "s", "latents": "i", "rows": "i", "pairs": "i",
-        "t_exec_us": "f", "speedup_best": "f", "verdict": "s", "chosen": "b", "valid": "b",
+        "t_total_us": "f", "speedup_best": "f", "speedup_fastest_dense": "f", "verdict": "s", "chosen": "b",
+        "valid": "b",
     },
     "crossover": {
         "op": "s", "sparse": "s", "dense": "s", "latents": "i", "ratio": "f", "bound": "s",
