@@ -357,7 +357,7 @@ class Attempt:
                 {"path": i.path, "size": i.size, "crc32c": i.crc32c, "rows": i.rows}
                 for i in sorted(self._items, key=lambda item: item.path)
             ],
-            "summary": summary,
+            "summary": self._with_losses(summary),
             "provenance": provenance,
             **({} if position is None else {"position": position}),
         }
@@ -374,6 +374,11 @@ class Attempt:
         if winner.attempt != self.id:
             self.drop()
         return winner
+
+    def _with_losses(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns' summaries, those of lossy codecs with the error they made."""
+        losses = {name: shard.loss.to_json() for name, shard in self._shards.items() if shard.loss}
+        return {name: {**held, **losses.get(name, {})} for name, held in summary.items()}
 
     def _named(self) -> bool:
         """Return whether the part's record, as far as can be seen, names this attempt."""

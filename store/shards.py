@@ -16,10 +16,12 @@ import numpy as np
 
 from store.checksum import crc32c
 from store.codecs import CODECS
-from store.errors import CorruptError
+from store.codecs.contract import LITTLE
+from store.errors import CorruptError, InvalidInputError
 from store.layout import ALIGN, CHUNK_ROWS, MISSING, SLOT_BYTES, ShardLayout, shard_path
-from store.schema import DTYPES, FORMAT_VERSION, Column, canonical
+from store.schema import FORMAT_VERSION, Column, canonical
 from store.storage import Storage, Stream, Written
+from store.summary import Loss, widened
 
 MAGIC = b"ACTLAKE1"
 _CALL_BYTES = (
@@ -43,33 +45,30 @@ def identity_slot(who: Identity) -> bytes:
 
 def zarr_json(column: Column, rows: int, stride_rows: int) -> bytes:
     """Return the Zarr v3 metadata of one shard: an array of ``[rows, *shape]`` by itself."""
-    ones = [*column.shape]
-    chain = CODECS.get(column.codec)().zarr_codecs()
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
-    attributes = {"logical_dtype": column.dtype} if column.dtype == "bfloat16" else {}
+    form = CODECS.get(column.codec)().zarr_form(column)
     meta = {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": [rows, *ones],
-        "data_type": DTYPES[column.dtype].stored.name,
-        "fill_value": DTYPES[column.dtype].fill,
+        "shape": [rows, *form.row_shape],
+        "data_type": form.data_type,
+        "fill_value": form.fill_value,
         "chunk_grid": {
             "name": "regular",
-            "configuration": {"chunk_shape": [stride_rows, *ones]},
+            "configuration": {"chunk_shape": [stride_rows, *form.row_shape]},
         },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "codecs": [
             {
                 "name": "sharding_indexed",
                 "configuration": {
-                    "chunk_shape": [CHUNK_ROWS, *ones],
-                    "codecs": [*chain, {"name": "crc32c"}],
-                    "index_codecs": [little, {"name": "crc32c"}],
+                    "chunk_shape": [CHUNK_ROWS, *form.row_shape],
+                    "codecs": [*form.chain, {"name": "crc32c"}],
+                    "index_codecs": [LITTLE, {"name": "crc32c"}],
                     "index_location": "end",
                 },
             }
         ],
-        "attributes": {**attributes, "actlake": FORMAT_VERSION},
+        "attributes": {**form.attributes, "actlake": FORMAT_VERSION},
     }
     return json.dumps(meta, sort_keys=True, indent=1).encode()
 
@@ -87,6 +86,7 @@ class ShardWriter:
         self._index: list[tuple[int, int]] = []
         self._at = SLOT_BYTES
         self.rows = 0
+        self.loss = Loss() if self._codec.lossy else None
         stream.write(identity_slot(who))
 
     def append(self, rows: Array) -> None:
@@ -106,13 +106,29 @@ class ShardWriter:
                 self._held = 0
 
     def _write_chunk(self, chunk: Array) -> None:
-        coded = self._codec.encode(chunk)
+        coded = self._encoded(chunk)
         size = memoryview(coded).nbytes + 4
         padding = -size % ALIGN
         tail = crc32c(coded).to_bytes(4, "little") + bytes(padding)
         self._stream.write(coded, tail)
         self._index.append((self._at, size))
         self._at += size + padding
+
+    def _encoded(self, chunk: Array) -> Any:
+        try:
+            coded = self._codec.encode(chunk, self._column)
+        except ValueError as error:
+            raise InvalidInputError(
+                f"column {self._column.name!r} cannot be coded as {self._column.codec!r}: {error}. The unfinished "
+                "part was dropped; committed parts stand. Use --codec raw, or look at those rows.",
+                kind="not-codable",
+                column=self._column.name,
+            ) from error
+        if self.loss is not None:
+            decoded = np.empty_like(chunk)
+            self._codec.decode(coded, decoded, self._column)
+            self.loss.update(widened(chunk, self._column.bits), widened(decoded, self._column.bits))
+        return coded
 
     def finish(self) -> Written:
         """Write the last chunk (filled up with zeros) and the index; make the shard durable."""
@@ -174,7 +190,12 @@ class ShardReader:
         self._who = who
         self._key = prefix + shard_path(column.name, 1 + len(column.shape))
         self._codec = CODECS.get(column.codec)()
-        self._layout = ShardLayout(row_bytes=column.row_bytes, rows=rows, stride_rows=stride_rows)
+        coded_row = self._codec.row_bytes(column)
+        self._fixed_size = coded_row is not None
+        self._layout = ShardLayout(
+            row_bytes=coded_row or column.row_bytes, rows=rows, stride_rows=stride_rows
+        )
+        self._chunk_bytes = column.row_bytes * CHUNK_ROWS
         self.rows = rows
         self._index = self._open(size)
         self._verified = np.zeros(self._layout.chunks, bool)
@@ -214,7 +235,7 @@ class ShardReader:
             and (used[:, 0] <= end).all()
             and (used[:, 0] + used[:, 1] <= end).all()
         )
-        if good and self._codec.fixed_size:
+        if good and self._fixed_size:
             offsets = SLOT_BYTES + np.arange(layout.chunks, dtype=np.uint64) * np.uint64(
                 layout.spacing
             )
@@ -253,11 +274,15 @@ class ShardReader:
                 if crc32c(view[:-4]) != int.from_bytes(view[-4:].tobytes(), "little"):
                     raise self._damage("chunk-damaged", "does not fit its crc32c", chunk)
                 self._verified[chunk] = True
-            self._codec.decode(view[:-4], target)
+            try:
+                self._codec.decode(view[:-4], target, self._column)
+            except ValueError as error:
+                what = f"is not coded as {self._column.codec!r}: {error}"
+                raise self._damage("chunk-damaged", what, chunk) from error
 
     def read(self, start: int, stop: int, out: Array) -> None:
         """Fill ``out`` with rows ``start:stop``, a group of chunks at a time."""
-        per_call = max(1, _CALL_BYTES // self._layout.coded_bytes)
+        per_call = max(1, _CALL_BYTES // (self._chunk_bytes + 4))
         first, last = start // CHUNK_ROWS, -(-stop // CHUNK_ROWS)
         edge = np.empty((CHUNK_ROWS, *self._column.shape), self._column.stored)
         for low in range(first, last, per_call):
@@ -277,10 +302,10 @@ class ShardReader:
 
     def scatter(self, slots: Array, place: Array, out: Array) -> None:
         """Copy rows ``slots`` (ascending, repeats allowed) to ``out[place]``, each chunk read once."""
-        step = max(1, _CALL_BYTES // self._layout.coded_bytes)
+        step = max(1, _CALL_BYTES // (self._chunk_bytes + 4))
         chunks = np.unique(slots // CHUNK_ROWS)
         shape = (min(step, len(chunks)), CHUNK_ROWS, *self._column.shape)
-        held = self._scratch.take("rows", shape[0] * self._layout.chunk_bytes)
+        held = self._scratch.take("rows", shape[0] * self._chunk_bytes)
         buffer = held.view(self._column.stored).reshape(shape)
         flat = buffer.reshape(-1, *self._column.shape)
         for low in range(0, len(chunks), step):

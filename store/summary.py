@@ -30,6 +30,33 @@ def float32_of_bits(bits: Array, out: Array | None = None) -> Array:
     return wide
 
 
+def widened(stored: Array, bits: bool) -> Array:  # noqa: FBT001 - a property of the column
+    """Return stored values as the numbers they stand for."""
+    return float32_of_bits(stored) if bits else stored
+
+
+@dataclass(kw_only=True, slots=True)
+class Loss:
+    """What a lossy codec cost so far: largest absolute error, and squared error over squared values."""
+
+    max_error: float = 0.0
+    squared_error: float = 0.0
+    squares: float = 0.0
+
+    def update(self, values: Array, decoded: Array) -> None:
+        """Add values and what they are decoded to."""
+        wide = values.astype(np.float64).reshape(-1)
+        error = decoded.astype(np.float64).reshape(-1) - wide
+        self.max_error = max(self.max_error, float(np.abs(error).max(initial=0.0)))
+        self.squared_error += float(error @ error)
+        self.squares += float(wide @ wide)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that stands in a commit."""
+        relative = self.squared_error / self.squares if self.squares else 0.0
+        return {"max_error": self.max_error, "relative_squared_error": relative}
+
+
 @dataclass(kw_only=True, slots=True)
 class Summary:
     """Running summary of one dense column of one part."""

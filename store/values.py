@@ -67,7 +67,14 @@ def check_columns(group: str, columns: Mapping[str, Column], *, masked: bool) ->
             kind="column-kind",
         )
     for column in columns.values():
-        CODECS.get(column.codec)
+        why = CODECS.get(column.codec)().refuses(column) if column.kind == "dense" else None
+        if why is not None:
+            raise InvalidInputError(
+                f"column {column.name!r} of group {group!r} cannot be coded as {column.codec!r}: {why}. Nothing was "
+                "written. Use the codec raw.",
+                kind="not-codable",
+                column=column.name,
+            )
 
 
 def check_shape(values: Any, column: Column, rows: int, place: str, state: str) -> None:

@@ -39,6 +39,8 @@ class Ingest(Placed):
     """Compute and store dtype: auto, float32, bfloat16, float16."""
     store_dtype: str | None = None
     """Store dtype where it differs."""
+    codec: str = "raw"
+    """How chunks are coded: raw, bitshuffle-zstd (smaller, exact), int8 or dynamic8 (half of bfloat16, rounded)."""
     part_rows: Rows = 16_384
     """Rows of a part, the unit of commit; a multiple of 256."""
     text: bool = True

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from store.codecs.contract import CODECS, Array
+from store.codecs.contract import CODECS, Array, ZarrForm, plain_form
+from store.schema import Column
 
 
 @CODECS.register("raw")
@@ -16,18 +17,25 @@ class Raw:
     """Copies bytes; every bit pattern survives, NaN payloads included."""
 
     @property
-    def fixed_size(self) -> bool:
-        """Always: offsets follow from the column's shape."""
-        return True
+    def lossy(self) -> bool:
+        """Never."""
+        return False
 
-    def encode(self, chunk: Array) -> Any:
+    def refuses(self, column: Column) -> str | None:
+        """Return None: every dense column fits."""
+
+    def row_bytes(self, column: Column) -> int | None:
+        """Return the bytes of the row itself."""
+        return column.row_bytes
+
+    def encode(self, chunk: Array, column: Column) -> Any:
         """Return the chunk's own memory as bytes."""
         return chunk.reshape(-1).view(np.uint8)
 
-    def decode(self, coded: Any, out: Array) -> None:
+    def decode(self, coded: Any, out: Array, column: Column) -> None:
         """Copy ``coded`` into ``out``."""
         out.reshape(-1).view(np.uint8)[:] = np.frombuffer(coded, np.uint8)
 
-    def zarr_codecs(self) -> list[dict[str, Any]]:
-        """Return Zarr's ``bytes`` codec."""
-        return [{"name": "bytes", "configuration": {"endian": "little"}}]
+    def zarr_form(self, column: Column) -> ZarrForm:
+        """Return the stored values and Zarr's ``bytes`` codec."""
+        return plain_form(column)

@@ -243,7 +243,7 @@ def test_group_names_that_would_collide_are_refused(tokens, name):
 
 
 def test_an_unknown_codec_is_refused_before_the_name_is_taken(tokens):
-    with pytest.raises(InvalidInputError, match="known: raw") as caught:
+    with pytest.raises(InvalidInputError, match=r"known: .*raw") as caught:
         tokens.writer("never", columns={"h": "float32[16]"}, recipe={}, codec="magic")
     assert caught.value.kind == "unknown-name"
     assert "never" not in tokens.refresh().groups
