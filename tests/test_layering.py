@@ -43,7 +43,7 @@ DOORS = {
     "transformers": ("ingest.models", "ingest.sources"),
     "triton": ("jobs.kernels.impls",),
     "matplotlib": ("jobs.report.plots",),
-    "fsspec": ("store.storage",),
+    "fsspec": ("store.object_store",),
     "torch": ("ingest", "jobs"),
     "tyro": ("jobs.cli", "jobs.config", "jobs.progress"),
     "rich": ("jobs.cli", "jobs.config", "jobs.progress"),

@@ -22,9 +22,12 @@ from store.testing.small import LENGTHS, tokens_store, values_of
 from store.urls import open_storage
 
 
-@pytest.fixture
-def storage(url):
-    return open_storage(url)
+@pytest.fixture(params=["memory", "posix", pytest.param("s3", marks=pytest.mark.slow)])
+def storage(request, tmp_path, memory_url):
+    """Every kind of storage, empty."""
+    if request.param == "s3":
+        return open_storage(request.getfixturevalue("s3_url"))
+    return open_storage(memory_url() if request.param == "memory" else str(tmp_path / "store"))
 
 
 def test_objects_are_written_once(storage):
