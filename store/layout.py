@@ -45,6 +45,11 @@ def retired_prefix(group: str) -> str:
     return f"groups/{group}/retired/"
 
 
+def retired_key(group: str, part: int) -> str:
+    """Return the key of the record that retires a part."""
+    return f"{retired_prefix(group)}{part:08d}.json"
+
+
 def failed_key(group: str, part: int, attempt: str) -> str:
     """Return the key of the record of an attempt that failed."""
     return f"groups/{group}/failed/{part:08d}-{attempt}.json"

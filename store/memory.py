@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ class MemoryStorage:
     def __init__(self, url: str = "memory://") -> None:
         self.url = url
         self._objects: dict[str, bytes] = {}
+        self._times: dict[str, float] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -36,6 +38,7 @@ class MemoryStorage:
             if check_key(key) in self._objects:
                 return False
             self._objects[key] = bytes(data)
+            self._times[key] = time.time()
             return True
 
     def put(self, key: str, data: bytes) -> Written:
@@ -54,6 +57,10 @@ class MemoryStorage:
 
     def size(self, key: str) -> int:
         return len(self.get(key))
+
+    def modified(self, key: str) -> float:
+        self.get(key)
+        return self._times[key]
 
     def read_into(self, key: str, ranges: Sequence[tuple[int, Any]]) -> None:
         data = self.get(key)

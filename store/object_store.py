@@ -188,6 +188,11 @@ class ObjectStorage:
             raise missing(key, self.url)
         return int(found["size"])
 
+    def modified(self, key: str) -> float:
+        """See ``Storage``."""
+        path = self._path(key)
+        return float(self._call(key, lambda fs: fs.modified(path)).timestamp())
+
     def read_into(self, key: str, ranges: Sequence[tuple[int, Any]]) -> None:
         """See ``Storage``; neighbouring ranges come in one request, all requests at once."""
         path = self._path(key)

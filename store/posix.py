@@ -130,6 +130,11 @@ class PosixStorage:
         with _translated(key, self.url):
             return self.local_path(key).stat().st_size
 
+    def modified(self, key: str) -> float:
+        # Temporary files are no legal keys, and the only others there are.
+        with _translated(key, self.url):
+            return (self.root / key).stat(follow_symlinks=False).st_mtime
+
     def read_into(self, key: str, ranges: Sequence[tuple[int, Any]]) -> None:
         with _translated(key, self.url), self.local_path(key).open("rb", buffering=0) as file:
             for offset, buffer in ranges:

@@ -298,10 +298,13 @@ class Store:
         """Seal a group where every part of sealed tokens is committed; return whether it is sealed."""
         view = self.refresh().view
         tokens, parts = view.sealed("tokens"), view.parts(group)
-        if tokens is None or len(parts) != tokens["parts"]:
+        if tokens is None:
+            return False
+        retired = view.retired(group) & set(range(tokens["parts"]))
+        if len(parts) + len(retired) != tokens["parts"]:
             return False
         rows = sum(view.commit(group, part).rows for part in parts)
-        seal(self._storage, self.id, group, len(parts), rows)
+        seal(self._storage, self.id, group, tokens["parts"], rows)
         return True
 
     # -- writing ---------------------------------------------------------------------------------------

@@ -58,6 +58,9 @@ class Storage(Protocol):
     def size(self, key: str) -> int:
         """Return an object's size in bytes, or raise ``not-found``."""
 
+    def modified(self, key: str) -> float:
+        """Return when an object was written, in seconds since 1970 by the storage's clock, or raise ``not-found``."""
+
     def read_into(self, key: str, ranges: Sequence[tuple[int, Any]]) -> None:
         """Fill each writable buffer from its offset; a short read raises ``object-short``."""
 

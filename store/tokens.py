@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from store import tables
-from store.commits import Attempt, Commit, declare_group, seal
+from store.commits import Attempt, Commit, declare_group, load_commit, seal
 from store.errors import ConflictError, InvalidInputError
 from store.schema import Column, Group, canonical
 from store.writer import Home, check_unsealed
@@ -149,14 +149,23 @@ class TokensWriter:
         self.group = declare_group(store.view.storage, store.id, declared)
         self._store = store.refresh()
         self._provenance = provenance or {}
-        parts = list(self._store.view.parts("tokens"))
+        view = self._store.view
+        retired = view.retired(
+            "tokens"
+        )  # the next part's number, and the source's place, count them
+        parts = sorted({*view.parts("tokens"), *retired})
         if parts != list(range(len(parts))):
             raise InvalidInputError(
                 f"the tokens of {store.url} have parts {parts[:8]}…, with gaps. Nothing was written. "
                 "`actlake verify` says what is missing.",
                 kind="part-missing",
             )
-        self.committed: list[Commit] = [self._store.view.commit("tokens", part) for part in parts]
+        self.committed: list[Commit] = [
+            load_commit(view.storage, store.id, "tokens", part, 0)
+            if part in retired
+            else view.commit("tokens", part)
+            for part in parts
+        ]
         self.position = self.committed[-1].position if parts else None
         self._pending: list[TokenSequence] = []
         self._pending_rows = 0

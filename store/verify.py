@@ -206,7 +206,11 @@ def _crc(view: View, key: str, size: int) -> str:
 def _verify_seal(view: View, name: str, rows: int) -> None:
     sealed = view.sealed(name)
     parts = view.parts(name)
-    if sealed is not None and (sealed["parts"], sealed["rows"]) != (len(parts), rows):
+    retired = {part for part in view.retired(name) if sealed and part < sealed["parts"]}
+    if retired:  # how many rows they had is gone with them
+        rows = sealed["rows"] if sealed is not None else rows
+    counted = len(parts) + len(retired)
+    if sealed is not None and (sealed["parts"], sealed["rows"]) != (counted, rows):
         raise CorruptError(
             f"group {name!r} is sealed with {sealed['parts']} parts and {sealed['rows']} rows; "
             f"{len(parts)} parts with {rows} rows are committed. Restore the missing records.",

@@ -12,13 +12,17 @@ from jobs.config.placement import Placed
 from jobs.config.status import Status
 from jobs.config.stores import Inspect, ReportOn, Verify
 from jobs.config.tables import Query, Tables
+from jobs.config.upkeep import Doctor, Drop, Gc, Retire
 
 __all__ = [
     "BenchAttention",
     "BenchCodes",
     "Demo",
+    "Doctor",
+    "Drop",
     "Encode",
     "Eval",
+    "Gc",
     "Ingest",
     "Inspect",
     "Latents",
@@ -28,6 +32,7 @@ __all__ = [
     "Positional",
     "Query",
     "ReportOn",
+    "Retire",
     "Rows",
     "Shares",
     "Stats",

@@ -16,6 +16,7 @@ from jobs.verbs import (
     status,
     stores,
     tables,
+    upkeep,
 )
 from jobs.verbs.contract import Answer, Context
 
@@ -33,5 +34,9 @@ VERBS: Mapping[str, tuple[Any, Callable[[Any, Context], Answer]]] = {
     "status": (settings.Status, status.status),
     "inspect": (settings.Inspect, stores.inspect),
     "verify": (settings.Verify, stores.verify),
+    "gc": (settings.Gc, upkeep.gc),
+    "drop": (settings.Drop, upkeep.drop),
+    "retire": (settings.Retire, upkeep.retire),
+    "doctor": (settings.Doctor, upkeep.doctor),
     "report": (settings.ReportOn, stores.report),
 }

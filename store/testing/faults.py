@@ -90,6 +90,10 @@ class FaultyStorage:
         """See ``Storage``."""
         return self._alive().size(key)
 
+    def modified(self, key: str) -> float:
+        """See ``Storage``."""
+        return self._alive().modified(key)
+
     def read_into(self, key: str, ranges: Sequence[tuple[int, Any]]) -> None:
         """See ``Storage``."""
         self._alive().read_into(key, ranges)
