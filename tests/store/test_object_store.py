@@ -18,7 +18,7 @@ from store.testing.small import fill, small_store, tokens_store, values_of
 from store.urls import open_storage
 
 COLUMNS = {"h": "bfloat16[16]", "y": "int32"}
-LENGTHS = (200, 256, 90, 180)
+LENGTHS = (200, 90)
 
 
 @given(st.lists(st.tuples(st.integers(0, 60 << 20), st.integers(1, 20 << 20)), max_size=12))
@@ -188,7 +188,7 @@ def test_a_write_that_goes_wrong_once_changes_nothing(s3_url, faulty, digest, ac
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_network_that_misbehaves_all_the_time_is_got_over(s3_url, faulty, digest, seed):
     """A tenth of all requests go wrong, reads and listings, too; a run that gives up is run again."""
     rng = random.Random(seed)
