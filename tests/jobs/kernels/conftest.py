@@ -60,3 +60,36 @@ def problem(request):
 def problems():
     """How to make problems and plans."""
     return SimpleNamespace(make=make, any_plan=any_plan)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_ceilings():
+    """Measure ceilings on little: no test looks at their size."""
+    from jobs.kernels import bench as bench_module
+    from jobs.kernels.measure import ceilings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_module, "ceilings", lambda: ceilings(64, 1 << 16))
+        yield
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory):
+    """A store of attention sites of a toy Llama and one of a toy BERT."""
+    from ingest.models import toy
+    from jobs import cli
+
+    folder = tmp_path_factory.mktemp("bench")
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for number in range(3):
+        (corpus / f"{number}.txt").write_text(toy.TEXT[number * 40 :] * 2)
+    found = {}
+    for family in ("llama", "bert"):
+        model = toy.save(family, folder / family, heads=4, width=32, positions=64)
+        url = folder / f"{family}-store"
+        words = ["ingest", "--model", model, "--corpus", corpus, "--out", url, "--context", "44"]
+        words += ["--sites", "blocks.*.attn.*", "--json"]
+        assert cli.main([str(word) for word in words]) == 0
+        found[family] = url
+    return found

@@ -11,45 +11,17 @@ import pytest
 import torch
 
 import store
-from ingest.models import toy
 from jobs import cli
 from jobs.errors import RefusedError
 from jobs.kernels import bench as bench_module
 from jobs.kernels import gate, timing
 from jobs.kernels.bench import FidelityWorker, bench_attention
-from jobs.kernels.measure import ceilings
 from jobs.kernels.settings import AttentionBench
 from jobs.results import Result
 from jobs.runtimes.in_process import InProcess
 from jobs.sequences import model_facts
 
 SMALL = {"block": 8, "densities": (0.3, 1.0), "sequences": 3, "controls": ("gauss_iid", "perm_tok")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_ceilings():
-    """Measure ceilings on little: no test looks at their size."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_module, "ceilings", lambda: ceilings(64, 1 << 16))
-        yield
-
-
-@pytest.fixture(scope="module")
-def urls(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bench")
-    corpus = folder / "corpus"
-    corpus.mkdir()
-    for number in range(3):
-        (corpus / f"{number}.txt").write_text(toy.TEXT[number * 40 :] * 2)
-    found = {}
-    for family in ("llama", "bert"):
-        model = toy.save(family, folder / family, heads=4, width=32, positions=64)
-        url = folder / f"{family}-store"
-        words = ["ingest", "--model", model, "--corpus", corpus, "--out", url, "--context", "44"]
-        words += ["--sites", "blocks.*.attn.*", "--json"]
-        assert cli.main([str(word) for word in words]) == 0
-        found[family] = url
-    return found
 
 
 @pytest.fixture(scope="module")
