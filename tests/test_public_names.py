@@ -31,8 +31,8 @@ PUBLIC: dict[str, list[str]] = {
     "jobs": [],
     "jobs.circuits": ["STATISTICS"],
     "jobs.config": [
-        "BenchAttention", "BenchCodes", "Demo", "Doctor", "Drop", "Encode", "Eval", "Gc", "Ingest", "Inspect", "Latents",
-        "Names", "Numbers", "Placed", "Positional", "Query", "ReportOn", "Retire", "Rows", "Shares",
+        "BenchAttention", "BenchCodes", "Demo", "Doctor", "Drop", "Encode", "Eval", "ExportZarr", "Gc", "Ingest", "Inspect",
+        "Latents", "Names", "Numbers", "Placed", "Positional", "Query", "ReportOn", "Retire", "Rows", "Shares",
         "Stats", "Status", "Tables", "Train", "Verb", "Verify", "Words", "to_yaml",
     ],
     "jobs.demo": ["Outcome", "demo", "source_for"],

@@ -7,6 +7,7 @@ from jobs.config.bench import BenchAttention, BenchCodes
 from jobs.config.circuits import Stats
 from jobs.config.demo import Demo
 from jobs.config.dictionaries import Encode, Eval, Train
+from jobs.config.export import ExportZarr
 from jobs.config.ingest import Ingest
 from jobs.config.placement import Placed
 from jobs.config.status import Status
@@ -22,6 +23,7 @@ __all__ = [
     "Drop",
     "Encode",
     "Eval",
+    "ExportZarr",
     "Gc",
     "Ingest",
     "Inspect",
