@@ -2,7 +2,8 @@
 
 Every shard is a Zarr shard as it stands, so nothing is coded anew: chunk p of the first axis *is* the shard of part p.
 Where a part has no rows (its end, a part that is not there) a Zarr reader sees zeros to the end of a chunk and fill
-values beyond; the array ``valid`` says which rows are rows. Written on demand and no part of the store: links show what they point at as long as that exists.
+values beyond; the array ``valid`` says which rows are rows. Written on demand and no part of the store: links show
+what they point at as long as that exists.
 """
 
 from __future__ import annotations
