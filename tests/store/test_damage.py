@@ -1,0 +1,136 @@
+"""Random damage to every kind of file: what is read is what was written, or an error; never anything else.
+
+Three hundred damages here, ten thousand by hand: ``pytest -m loops tests/store/test_damage.py``.
+"""
+
+import random
+
+import numpy as np
+import pytest
+
+import store
+from store import StoreError
+from store.testing.faults import flip, plant
+
+TABLES = ("tokens", "sequences", "documents", "labels", "codes", "codes_by_latent")
+KINDS = ("flip", "flips", "truncate", "grow", "empty", "zeros", "swap", "copy", "delete")
+
+
+def said(url):
+    """Everything a store says, by what was asked: a value, or the kind of the error."""
+    found = {}
+
+    def ask(name, call):
+        try:
+            found[name] = call()
+        except StoreError as error:
+            found[name] = error.kind
+
+    def opened():
+        return store.open(url)
+
+    ask("groups", lambda: sorted(opened().groups))
+    ask("row_ids", lambda: opened().row_ids().tobytes())
+    if isinstance(found["groups"], str):
+        return found
+    for address in ("acts:h", "acts:f", "acts:i", "sample:h", "labels:loss", "labels:triple"):
+        ask(address, lambda a=address: opened().read(a).tobytes())
+    ids = np.array([3, 400, 1024, 1300])
+    ask("gather", lambda: opened().gather("acts:f", ids).tobytes())
+    for name in TABLES:
+        ask(f"table {name}", lambda n=name: opened().arrow(n).to_pydict())
+    ask("partial", lambda: {k: v.tobytes() for k, v in opened().partial("stat:state", 0).items()})
+    ask(
+        "window",
+        lambda: [
+            w.row_ids.tobytes() for w in opened().windows(["acts:h"], seed=1, window_rows=512)
+        ],
+    )
+    return found
+
+
+def damaged(objects, rng):
+    """Return a store with one thing wrong, and what it is."""
+    changed, key, kind = dict(objects), rng.choice(sorted(objects)), rng.choice(KINDS)
+    data = changed[key]
+    other = rng.choice(sorted(set(objects) - {key}))
+    if kind == "flip" and data:
+        changed[key] = flip(data, rng.randrange(len(data)), rng.randrange(8))
+    elif kind == "flips" and data:
+        for _ in range(rng.randrange(2, 40)):
+            changed[key] = flip(changed[key], rng.randrange(len(data)), rng.randrange(8))
+    elif kind == "truncate":
+        changed[key] = data[: rng.randrange(len(data) + 1)]
+    elif kind == "grow":
+        changed[key] = data + rng.randbytes(rng.randrange(1, 5000))
+    elif kind == "zeros" and data:
+        at = rng.randrange(len(data))
+        length = rng.randrange(1, 5000)
+        changed[key] = data[:at] + bytes(len(data[at : at + length])) + data[at + length :]
+    elif kind == "swap":
+        changed[key], changed[other] = changed[other], changed[key]
+    elif kind == "copy":
+        changed[key] = changed[other]
+    elif kind == "delete":
+        del changed[key]
+    else:
+        changed[key] = b""
+    return changed, f"{kind} {key} ({other})"
+
+
+def unseen(what):
+    """Damage no reader could notice: a name that is not there may never have been.
+
+    A whole group or an unsealed end that is gone cannot be told from one never written (``FORMAT.md`` 8), nor can a
+    seal, a pin or an asset; their readers say that they are not there.
+    """
+    return what.startswith("delete") and any(
+        name in what for name in ("group.json", "sealed.json", "pins/", "assets/")
+    )
+
+
+def check(objects, truth, seeds):
+    silent = []
+    for seed in seeds:
+        changed, what = damaged(objects, random.Random(seed))
+        if changed == objects:
+            continue
+        url = plant(f"memory://damage-{seed}", changed)
+        found = said(url)
+        for name, value in found.items():
+            if isinstance(value, str) or value == truth[name]:
+                continue
+            assert unseen(what), f"seed {seed}: {what} changed what {name} says"
+        same = all(found.get(name) == value for name, value in truth.items())
+        if same and store.verify(store.open(url)).ok:
+            silent.append(what)
+        store.memory.MemoryStorage._named.pop(f"damage-{seed}")
+    return silent
+
+
+@pytest.fixture(scope="module")
+def truth(small_objects):
+    found = said(plant("memory://damage-truth", small_objects))
+    assert not [name for name, value in found.items() if isinstance(value, str)]
+    return found
+
+
+def harmless(what):
+    """Whether nobody could miss what is damaged: it is named by nothing that is read, or may never have been."""
+    return unseen(what)
+
+
+def test_no_damage_ever_changes_what_is_read(small_objects, truth):
+    silent = check(small_objects, truth, range(300))
+    assert [what for what in silent if not harmless(what)] == []
+
+
+@pytest.mark.loops
+@pytest.mark.timeout(7200)
+def test_ten_thousand_damages_never_change_what_is_read(small_objects, truth, capsys):
+    silent = check(small_objects, truth, range(10_000))
+    with capsys.disabled():
+        print(
+            f"\n10,000 damages: {len(silent)} that nothing noticed, of {sorted(set(map(str, silent)))[:20]}"
+        )
+    assert [what for what in silent if not harmless(what)] == []
