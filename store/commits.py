@@ -270,8 +270,16 @@ def load_sealed(storage: Storage, store_id: str, group: str) -> dict[str, Any] |
     return record
 
 
-def seal(storage: Storage, store_id: str, group: str, parts: int, rows: int) -> None:
-    """Say that a group is complete: ``parts`` parts, ``rows`` rows. Saying it again is no error."""
+def seal(
+    storage: Storage, store_id: str, group: str, parts: int, rows: int, *, retired: bool = False
+) -> None:
+    """Say that a group is complete: ``parts`` parts, ``rows`` rows. Saying it again is no error.
+
+    Parameters
+    ----------
+    retired
+        Parts among them are retired: whoever sealed before that counted their rows, too.
+    """
     body = {"group": group, "parts": parts, "rows": rows}
     key = layout.sealed_key(group)
     data, _ = make_record("sealed", store_id, body)
@@ -279,7 +287,7 @@ def seal(storage: Storage, store_id: str, group: str, parts: int, rows: int) -> 
     if not storage.create(key, data):
         held = load_sealed(storage, store_id, group)
         assert held is not None
-        if (held["parts"], held["rows"]) != (parts, rows):
+        if held["parts"] != parts or (held["rows"] != rows and not retired):
             raise ConflictError(
                 f"group {group!r} is sealed with {held['parts']} parts and {held['rows']} rows; found "
                 f"{parts} parts and {rows} rows. Nothing was written. `actlake verify` says more.",

@@ -304,7 +304,7 @@ class Store:
         if len(parts) + len(retired) != tokens["parts"]:
             return False
         rows = sum(view.commit(group, part).rows for part in parts)
-        seal(self._storage, self.id, group, tokens["parts"], rows)
+        seal(self._storage, self.id, group, tokens["parts"], rows, retired=bool(retired))
         return True
 
     # -- writing ---------------------------------------------------------------------------------------
