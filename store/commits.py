@@ -30,7 +30,7 @@ from store.errors import (
     UnsupportedVersionError,
 )
 from store.partials import partial_path
-from store.schema import Column, Group, canonical, make_record, read_record
+from store.schema import Column, Group, canonical, differences, make_record, read_record
 from store.shards import ShardWriter, identity, zarr_json
 from store.storage import Storage, Written
 
@@ -210,25 +210,6 @@ def _instead(group: str) -> str:
     if group == "tokens":
         return "A store has one set of rows: use the same settings, or another store (--out)."
     return "Use another group name (--group), or the same settings."
-
-
-def differences(held: Any, asked: Any, path: str = "") -> list[str]:
-    """Return the dotted names of the fields in which two JSON values differ."""
-    if isinstance(held, Mapping) and isinstance(asked, Mapping):
-        found = []
-        for key in sorted({*held, *asked}):
-            found += differences(held.get(key), asked.get(key), f"{path}.{key}" if path else key)
-        return found
-    return (
-        []
-        if canonical(held) == canonical(asked)
-        else [f"{path} ({_brief(held)} → {_brief(asked)})"]
-    )
-
-
-def _brief(value: Any) -> str:
-    text = canonical(value).decode()
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def load_group(storage: Storage, store_id: str, name: str) -> Group:

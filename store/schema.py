@@ -231,6 +231,25 @@ def canonical(value: Any) -> bytes:
         ) from error
 
 
+def differences(held: Any, asked: Any, path: str = "") -> list[str]:
+    """Return the dotted names of the fields in which two JSON values differ."""
+    if isinstance(held, Mapping) and isinstance(asked, Mapping):
+        found = []
+        for key in sorted({*held, *asked}):
+            found += differences(held.get(key), asked.get(key), f"{path}.{key}" if path else key)
+        return found
+    return (
+        []
+        if canonical(held) == canonical(asked)
+        else [f"{path} ({_brief(held)} → {_brief(asked)})"]
+    )
+
+
+def _brief(value: Any) -> str:
+    text = canonical(value).decode()
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
 def sha256(data: bytes) -> str:
     """Return the hex sha256 of bytes."""
     return hashlib.sha256(data).hexdigest()
