@@ -85,8 +85,9 @@ def unseen(what):
     A whole group or an unsealed end that is gone cannot be told from one never written (``FORMAT.md`` 8), nor can a
     seal, a pin or an asset; their readers say that they are not there.
     """
-    return what.startswith("delete") and any(
-        name in what for name in ("group.json", "sealed.json", "pins/", "assets/")
+    kind, key = what.split(" ")[:2]  # not the other file, which a deletion does not touch
+    return kind == "delete" and any(
+        name in key for name in ("group.json", "sealed.json", "pins/", "assets/")
     )
 
 

@@ -28,7 +28,7 @@ LATE = {"group-missing", "part-missing"}
 GONE = {*LATE, "purged", "object-missing"}
 COLUMNS = {"h": "bfloat16[16]", "y": "int32"}
 GRACE = 100_000.0
-"""Longer than any run: what a gc at work may take for dead is tried out with its own clock."""
+"""Longer than any run: a gc beside the others must find nothing to delete; what it deletes is tried when all are done."""
 
 
 def opened(storage, pin=None):
@@ -102,7 +102,7 @@ def read_all(storage, allowed=()):
     if "tokens" in made.groups:
         truth = np.concatenate([np.asarray(s.token_ids) for s in sequences_of(LENGTHS)])
         tokens = made.read("token_id")
-        assert np.array_equal(tokens, truth[: len(tokens)]) or allowed
+        assert np.array_equal(tokens, truth[: len(tokens)])
     for name in made.groups:
         if name != "tokens":
             try:
@@ -234,7 +234,6 @@ def ended(seed):
         Actor("retirer", retirer, lives=3),
         Actor("reader", reader(8, allowed=gone), lives=2),
         Actor("gc", collector(5, grace=GRACE), lives=2),
-        Actor("hasty gc", collector(3, grace=GRACE), lives=2),
     ]
     Simulation(actors, seed, storage=storage, check=lambda s: read_all(s, gone), every=200).run()
     finished(storage)
