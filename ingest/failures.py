@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ingest.errors import IngestError
 from store import Store
 from store.layout import failed_key
-from store.schema import make_record
+from store.records import make_record
 from store.tables import column
 
 PARTS_FAILED = "parts-failed"

@@ -16,8 +16,8 @@ from ingest.models import LoadedModel
 from ingest.plan import SHARES, Slice, slices, split_of
 from ingest.readers import Encoded, reader
 from store import Document, Store, TokenSequence, TokensWriter
+from store.records import canonical, sha256
 from store.registry import to_json
-from store.schema import canonical, sha256
 from store.tokens import FLAG_FIRST_OF_DOCUMENT, FLAG_SPECIAL
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -18,7 +18,8 @@ from torch import Tensor
 from jobs.errors import JobError
 from store import Store, Windows, tables
 from store.layout import CHUNK_ROWS
-from store.schema import Column, Group, canonical, sha256
+from store.records import canonical, sha256
+from store.schema import Column, Group
 from store.tokens import FLAG_SPECIAL, SPLITS
 from store.view import View
 from store.windows import default_window_rows, table_of, where_groups
@@ -174,17 +175,23 @@ class StoreFeed:
 def rows_identity(view: View, column: str, where: Sequence[Condition] = ()) -> str:
     """Return the hash of (group, recipe, part, rows) of a column, its tokens and what filters it.
 
-    Attempts play no part.
+    Attempts play no part. Of parts that lost documents, which rows are left does.
     """
     group, spec = view.resolve(column)
     names = ["tokens", group.name]
     names += [name for name in where_groups(view, where) if name not in names]
     lines = [
-        [name, view.group(name).recipe_hash, part, view.commit(name, part).rows]
+        [name, view.group(name).recipe_hash, part, view.commit(name, part).rows, *_left(view, part)]
         for name in names
         for part in view.parts(name)
     ]
     return sha256(canonical([spec.name, lines]))
+
+
+def _left(view: View, part: int) -> list[str]:
+    """Return the hash of the rows that removed documents left in a part; nothing where none was removed."""
+    visible = view.visible(part)
+    return [] if visible is None else [sha256(visible.tobytes())]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,8 +237,8 @@ def blocks(
         keep, ids = survivors(store.view, part, where), tables.column(tokens, "row")
         values = {name: tables.column(tokens, name) for name in extra}
         held = store.view.kept(commit)
-        if held is not None:
-            at = held - part * store.part_stride
+        if group.masked and held is not None:
+            at = np.searchsorted(ids, held)
             keep, ids = keep[at], ids[at]
             values = {name: v[at] for name, v in values.items()}
         buffer = np.empty((min(block_rows, commit.rows), *spec.shape), spec.stored)

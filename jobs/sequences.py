@@ -19,7 +19,8 @@ from ingest.contract import SequenceBlock
 from ingest.models.facts import ModelFacts
 from jobs.errors import JobError
 from store import Store, tables
-from store.schema import Column, Group, canonical
+from store.records import canonical
+from store.schema import Column, Group
 
 Array = np.ndarray[Any, np.dtype[Any]]
 USUAL_ATTENTION = "sdpa"  # what ingest takes where nothing is said

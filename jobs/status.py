@@ -15,7 +15,7 @@ from typing import Any
 
 from store import Store
 from store.commits import Commit
-from store.schema import read_record
+from store.records import read_record
 
 RECENT = 64
 """Commits the rate is taken over."""

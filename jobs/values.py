@@ -139,3 +139,8 @@ _PLAIN: Mapping[Any, Callable[[Any], Any]] = {
     int: lambda value: int(_word(value)),
     float: _real,
 }
+
+
+def counted(number: int, word: str, words: str | None = None) -> str:
+    """Return ``1 part``, ``2 parts``."""
+    return f"{number:,} {word if number == 1 else words or word + 's'}"

@@ -11,8 +11,9 @@ from store.errors import (
     UnavailableError,
     UnsupportedVersionError,
 )
-from store.reader import Store, create
-from store.reader import open_store as open  # noqa: A004 - store.open is the field's word
+from store.opening import create
+from store.opening import open_store as open  # noqa: A004 - store.open is the field's word
+from store.reader import Store
 from store.tokens import Document, TokenSequence, TokensWriter
 from store.values import Codes
 from store.verify import Report, verify

@@ -8,33 +8,50 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from store.commits import exists, foreign_record
+from store.commits import exists
 from store.errors import CorruptError, InvalidInputError, NotFoundError
-from store.schema import check_name, make_record, read_record, sha256
+from store.records import foreign_record, make_record, read_record, sha256
+from store.schema import check_name
 from store.storage import Storage
 
 MANIFEST = "manifest.json"
 ANY_STORE = ""  # what a manifest says for `store`
+INDEX_ENDING = ".index.parquet"
+"""How the files of indexes end, and no others: gc may delete what no index names."""
+
+
+def manifest(files: Mapping[str, bytes]) -> tuple[bytes, str]:
+    """Return the manifest of files and the id of the asset they make."""
+    body = {"files": {check_name(n, "asset file"): [len(d), sha256(d)] for n, d in files.items()}}
+    return make_record("asset", ANY_STORE, body)
 
 
 def put_asset(storage: Storage, files: Mapping[str, bytes]) -> str:
-    """Write content-addressed files; the manifest is written last, so an asset is whole or absent.
+    """Write content-addressed files where they are missing; the manifest comes last, so an asset is whole or absent.
 
     Returns
     -------
     The asset's id: the hash (``self``) of its manifest ``{name: [size, sha256]}``.
     """
-    if MANIFEST in files:
-        raise InvalidInputError(
-            f"an asset file may not be called {MANIFEST}: that is the asset's own list. Nothing was "
-            "written. Choose another name.",
-            kind="bad-name",
-        )
-    body = {"files": {check_name(n, "asset file"): [len(d), sha256(d)] for n, d in files.items()}}
-    data, asset = make_record("asset", ANY_STORE, body)
-    if not exists(storage, f"assets/{asset}/{MANIFEST}"):
-        for name, content in files.items():
+    for name in files:
+        if name == MANIFEST or name.endswith(INDEX_ENDING):
+            raise InvalidInputError(
+                f"an asset file may not be called {name}: {MANIFEST} is the asset's own list, and indexes have "
+                f"*{INDEX_ENDING}. Nothing was written. Choose another name.",
+                kind="bad-name",
+            )
+    return write_asset(storage, files)
+
+
+def write_asset(storage: Storage, files: Mapping[str, bytes]) -> str:
+    """Write an asset whose files may be an index's; see ``put_asset``."""
+    data, asset = manifest(files)
+    made = exists(storage, f"assets/{asset}/{MANIFEST}")
+    for name, content in files.items():
+        if not exists(storage, f"assets/{asset}/{name}"):
             storage.create(f"assets/{asset}/{name}", content)
+    storage.settle(f"assets/{asset}")  # whoever put some of it before may have died before that
+    if not made:
         storage.create(f"assets/{asset}/{MANIFEST}", data)
     return asset
 

@@ -14,23 +14,20 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from store import layout
-from store.codecs import CODECS
 from store.errors import (
-    ConflictError,
     CorruptError,
-    InvalidInputError,
     NotFoundError,
     StoreError,
     UnavailableError,
-    UnsupportedVersionError,
 )
 from store.partials import partial_path
-from store.schema import Column, Group, canonical, differences, make_record, read_record
+from store.records import foreign_record, make_record, read_record
+from store.schema import Column, Group
 from store.shards import ShardWriter, identity, zarr_json
 from store.storage import Storage, Written
 
@@ -73,19 +70,27 @@ def _invalid(where: str, what: str) -> CorruptError:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Commit:
-    """A commit record: what one part of one group is, for ever."""
+    """A commit record: what one part of one group is, for ever.
+
+    ``slots`` rows have a place in its shards; ``rows`` of them may be read: fewer where documents were removed (a
+    ``View`` counts them). ``purged`` were taken out of its objects by a purge, which makes ``n`` > 0.
+    """
 
     group: str
     part: int
     n: int
     attempt: str
     rows: int
+    slots: int
+    purged: int
     recipe: str
     tokens: str | None
     objects: Mapping[str, Item]
     summary: Mapping[str, Any]
     provenance: Mapping[str, Any]
     position: Any
+    without: tuple[str, ...]
+    """Tombstones whose rows it never held: it says nothing to a reader that does not obey them."""
     hash: str
 
     @property
@@ -97,8 +102,11 @@ class Commit:
     def from_record(cls, record: Mapping[str, Any], where: str) -> Commit:
         """Read a checked record; its objects' paths may not leave the attempt."""
         items = [_item(entry, where) for entry in record["objects"]]
-        if _ATTEMPT.fullmatch(record["attempt"]) is None or record["rows"] <= 0:
-            raise _invalid(where, f"attempt {record['attempt'][:40]!r}, rows {record['rows']}")
+        purged, without = record.get("purged", 0), tuple(map(str, record.get("without", ())))
+        good = 0 <= purged <= record["rows"] and record["rows"] > 0
+        if _ATTEMPT.fullmatch(record["attempt"]) is None or not good:
+            what = f"attempt {record['attempt'][:40]!r}, rows {record['rows']}, purged {purged}"
+            raise _invalid(where, what)
         names = (
             "group",
             "part",
@@ -112,6 +120,9 @@ class Commit:
         )
         commit = cls(
             **{name: record[name] for name in names},
+            slots=record["rows"],
+            purged=purged,
+            without=without,
             objects={item.path: item for item in items},
             position=record.get("position"),
             hash=record["self"],
@@ -141,6 +152,35 @@ def expected_objects(group: Group) -> set[str]:
     return found
 
 
+def check_commit(commit: Commit, group: Group, stride_rows: int) -> None:
+    """Raise unless a record may be one of a group: as many rows as a part numbers, every object, the group's recipe."""
+    place = f"part {commit.part} of group {commit.group!r}"
+    if commit.slots > stride_rows:
+        raise CorruptError(
+            f"{place} claims {commit.slots} rows; a part numbers {stride_rows}. It was not used. "
+            "`actlake verify` lists all damage.",
+            kind="record-invalid",
+            group=commit.group,
+            part=commit.part,
+        )
+    if missing := sorted(expected_objects(group) - set(commit.objects)):
+        raise CorruptError(
+            f"the commit of {place} does not list {', '.join(missing)}. None of its rows were returned. "
+            "Restore the record from a copy.",
+            kind="object-missing",
+            group=commit.group,
+            part=commit.part,
+        )
+    if commit.recipe != group.recipe_hash:
+        raise CorruptError(
+            f"{place} was committed under another recipe ({commit.recipe[:12]}). It was not used. "
+            "`actlake verify` lists all damage.",
+            kind="foreign-record",
+            group=commit.group,
+            part=commit.part,
+        )
+
+
 def load_commit(storage: Storage, store_id: str, group: str, part: int, n: int) -> Commit:
     """Read and check the record of one part."""
     key = layout.commit_key(group, part, n)
@@ -150,11 +190,25 @@ def load_commit(storage: Storage, store_id: str, group: str, part: int, n: int) 
 def list_commits(storage: Storage, group: str) -> dict[int, int]:
     """Return part → highest committed n, from names alone."""
     parts: dict[int, int] = {}
-    for key in storage.keys(layout.commits_prefix(group)):
-        found = layout.parse_commit_key(key)
-        if found is not None and key == layout.commit_key(group, *found):
-            parts[found[0]] = max(found[1], parts.get(found[0], 0))
-    return dict(sorted(parts.items()))
+    keys = storage.keys(layout.commits_prefix(group))
+    for part, n in layout.parse_commit_keys(group, keys):
+        if n >= parts.get(part, 0):
+            parts[part] = n
+    return {part: parts[part] for part in sorted(parts)}
+
+
+def latest_commit(storage: Storage, group: str, part: int) -> int:
+    """Return the highest committed n of one part, found without a listing; -1 where it has none."""
+    n = -1
+    while exists(storage, layout.commit_key(group, part, n + 1)):
+        n += 1
+    return n
+
+
+def create_retired(storage: Storage, store_id: str, group: str, part: int, reason: str) -> None:
+    """Take a part out of a group; of tokens: out of the store. Saying it again is no error."""
+    data, _ = make_record("retired", store_id, {"group": group, "part": part, "reason": reason})
+    storage.create(layout.retired_key(group, part), data)
 
 
 def list_retired(storage: Storage, group: str) -> set[int]:
@@ -175,107 +229,6 @@ def exists(storage: Storage, key: str) -> bool:
     return True
 
 
-def declare_group(storage: Storage, store_id: str, group: Group) -> Group:
-    """Create a group, or join the one of that name if its recipe and columns are the same.
-
-    Raises
-    ------
-    ConflictError
-        ``group-recipe``: the name is taken by another recipe. ``group-dropped``: it was dropped; names are
-        never used again.
-    """
-    if exists(storage, layout.dropped_key(group.name)):
-        raise ConflictError(
-            f"group {group.name!r} of {storage.url} was dropped, and a dropped name is never used again. "
-            "Nothing was written. Choose another name (--group).",
-            kind="group-dropped",
-        )
-    key = layout.group_key(group.name)
-    data, _ = make_record("group", store_id, group.to_json())
-    if storage.create(key, data):
-        return group
-    held = load_group(storage, store_id, group.name)
-    if canonical(held.to_json()) != canonical(group.to_json()):
-        raise ConflictError(
-            f"group {group.name!r} of {storage.url} was made by another recipe; they differ in "
-            f"{', '.join(differences(held.to_json(), group.to_json())) or 'form'}. Nothing was written "
-            f"and the group stands as it was. {_instead(group.name)}",
-            kind="group-recipe",
-            group=group.name,
-        )
-    return held
-
-
-def _instead(group: str) -> str:
-    if group == "tokens":
-        return "A store has one set of rows: use the same settings, or another store (--out)."
-    return "Use another group name (--group), or the same settings."
-
-
-def load_group(storage: Storage, store_id: str, name: str) -> Group:
-    """Read a group's declaration."""
-    key = layout.group_key(name)
-    record = read_record(storage.get(key), "group", store_id, key)
-    try:
-        group = Group.from_json(record)
-        for column in group.columns.values():
-            CODECS.get(column.codec)
-    except (InvalidInputError, KeyError, TypeError) as error:
-        raise UnsupportedVersionError(
-            f"group {name!r} of {storage.url} has columns this version does not know ({error}). Nothing "
-            "was read or changed. Upgrade actlake.",
-            path=key,
-        ) from error
-    if group.name != name:
-        raise foreign_record(key, f"is the declaration of group {group.name!r}")
-    return group
-
-
-def foreign_record(where: str, what: str) -> CorruptError:
-    """Return the error for a sound record in a place it does not belong to."""
-    return CorruptError(
-        f"{where} {what}. It was not used. Restore the record that belongs there.",
-        kind="foreign-record",
-        path=where,
-    )
-
-
-def load_sealed(storage: Storage, store_id: str, group: str) -> dict[str, Any] | None:
-    """Return ``{parts, rows}`` where a group is sealed."""
-    key = layout.sealed_key(group)
-    if not exists(storage, key):
-        return None
-    record = read_record(storage.get(key), "sealed", store_id, key)
-    if record["group"] != group:
-        raise foreign_record(key, f"seals group {record['group']!r}")
-    return record
-
-
-def seal(
-    storage: Storage, store_id: str, group: str, parts: int, rows: int, *, retired: bool = False
-) -> None:
-    """Say that a group is complete: ``parts`` parts, ``rows`` rows. Saying it again is no error.
-
-    Parameters
-    ----------
-    retired
-        Parts among them are retired: whoever sealed before that counted their rows, too.
-    """
-    body = {"group": group, "parts": parts, "rows": rows}
-    key = layout.sealed_key(group)
-    data, _ = make_record("sealed", store_id, body)
-    storage.settle(layout.commits_prefix(group))  # a seal must not outlive a record it counts
-    if not storage.create(key, data):
-        held = load_sealed(storage, store_id, group)
-        assert held is not None
-        if held["parts"] != parts or (held["rows"] != rows and not retired):
-            raise ConflictError(
-                f"group {group!r} is sealed with {held['parts']} parts and {held['rows']} rows; found "
-                f"{parts} parts and {rows} rows. Nothing was written. `actlake verify` says more.",
-                kind="sealed-differs",
-            )
-
-
 @dataclass(kw_only=True)
 class Attempt:
     """One try at one part of one group, under an id of its own."""
@@ -285,6 +238,8 @@ class Attempt:
     group: Group
     part: int
     stride_rows: int
+    n: int = 0
+    """Number of the commit; higher than 0 where it replaces one."""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     _items: list[Item] = field(default_factory=list)
     _shards: dict[str, ShardWriter] = field(default_factory=dict)
@@ -331,13 +286,27 @@ class Attempt:
         summary: Mapping[str, Any],
         provenance: Mapping[str, Any],
         position: Any = None,
+        without: Sequence[str] = (),
+        replacing: Mapping[str, Any] | None = None,
+        check: Callable[[Commit], None] = lambda _: None,
     ) -> Commit:
-        """Make the part visible, or return the record of the attempt that was first."""
+        """Make the part visible, or return the record of the attempt that was first.
+
+        Parameters
+        ----------
+        without
+            Tombstones whose rows are not in what was written.
+        replacing
+            ``replaces``, ``reason`` and ``purged`` of a commit with ``n`` > 0.
+        check
+            Called with the commit when all its objects lie there and nobody sees it; nobody will where it raises.
+        """
         self._finish_shards()
+        self._check_kept()
         body = {
             "group": self.group.name,
             "part": self.part,
-            "n": 0,
+            "n": self.n,
             "attempt": self.id,
             "rows": rows,
             "recipe": self.group.recipe_hash,
@@ -349,33 +318,53 @@ class Attempt:
             "summary": self._with_losses(summary),
             "provenance": provenance,
             **({} if position is None else {"position": position}),
+            **({"without": sorted(without)} if without else {}),
+            **(replacing or {}),
         }
-        data, _ = make_record("commit", self.store_id, body)
+        key = layout.commit_key(self.group.name, self.part, self.n)
+        data, digest = make_record("commit", self.store_id, body)
+        check(Commit.from_record({**body, "self": digest}, key))
         self._offered = True
         try:
-            self.storage.create(layout.commit_key(self.group.name, self.part), data)
+            self.storage.create(key, data)
         except UnavailableError:
             self._unsure = True  # the record may land yet
             if not self._named():
                 raise
             self.storage.settle(layout.commits_prefix(self.group.name))
-        winner = load_commit(self.storage, self.store_id, self.group.name, self.part, 0)
+        winner = self._recorded()
         if winner.attempt != self.id:
             self.drop()
         return winner
 
+    def _check_kept(self) -> None:
+        """Raise where gc took this attempt for a dead one: no record may name what is gone."""
+        first = min((item.path for item in self._items), default=None)
+        if first is None or exists(self.storage, self.prefix + first):
+            return
+        raise StoreError(
+            f"part {self.part} of group {self.group.name!r} of {self.storage.url} was to be committed, and {first} "
+            "of it is gone: gc took this writer for dead. Nothing was committed. Run it again; give gc a grace "
+            "longer than any part takes.",
+            kind="attempt-collected",
+            group=self.group.name,
+            part=self.part,
+        )
+
     def _with_losses(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Return the columns' summaries, those of lossy codecs with the error they made."""
         losses = {name: shard.loss.to_json() for name, shard in self._shards.items() if shard.loss}
-        return {name: {**held, **losses.get(name, {})} for name, held in summary.items()}
+        return {name: {**losses.get(name, {}), **held} for name, held in summary.items()}
 
     def _named(self) -> bool:
         """Return whether the part's record, as far as can be seen, names this attempt."""
         try:
-            held = load_commit(self.storage, self.store_id, self.group.name, self.part, 0)
+            return self._recorded().attempt == self.id
         except NotFoundError:
             return False
-        return held.attempt == self.id
+
+    def _recorded(self) -> Commit:
+        return load_commit(self.storage, self.store_id, self.group.name, self.part, self.n)
 
     def drop(self) -> None:
         """Delete what the attempt wrote, unless its record is there, may land yet or cannot be read.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from store import layout
 from store.commits import exists, list_commits
-from store.errors import CorruptError
+from store.errors import CorruptError, NotFoundError
 from store.storage import Storage
 
 
@@ -61,11 +62,10 @@ def live_parts(
         and (ends is None or part < ends["parts"])
         and (tokens is None or part in tokens)
     }
+    held = len(found)
     wanted = max(found, default=-1) + 1 if tokens is None else 0
     wanted = sealed["parts"] if sealed is not None else wanted
-    for part in range(wanted):
-        if part in found or part in retired:
-            continue
+    for part in _absent(wanted, {*found, *retired}):
         # A listing made while records are added may miss one.
         if not exists(storage, layout.commit_key(name, part)):
             raise CorruptError(
@@ -76,4 +76,19 @@ def live_parts(
                 part=part,
             )
         found[part] = 0
-    return dict(sorted(found.items()))
+    return found if len(found) == held else dict(sorted(found.items()))
+
+
+def _absent(wanted: int, present: Collection[int]) -> Iterator[int]:
+    """Yield the numbers below ``wanted`` that are not there, at once: a hostile seal may want very many."""
+    if sum(0 <= part < wanted for part in present) < wanted:
+        yield from (part for part in range(wanted) if part not in present)
+
+
+def retired_since(storage: Storage, name: str, part: int) -> float | None:
+    """Return when a part was retired, in its own group or in tokens; None where it was not."""
+    times = []
+    for group in {name, "tokens"}:
+        with contextlib.suppress(NotFoundError):
+            times.append(storage.modified(layout.retired_key(group, part)))
+    return max(times, default=None)

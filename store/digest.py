@@ -14,7 +14,8 @@ import numpy as np
 from store import tables
 from store.commits import Commit
 from store.partials import partial_hash
-from store.schema import Group, canonical
+from store.records import canonical
+from store.schema import Group
 from store.view import View
 
 _TABLES = {
@@ -59,5 +60,5 @@ def _columns(view: View, group: Group, commit: Commit) -> list[tuple[str, str]]:
                 hasher.update(rows.data)
             found.append((column.name, hasher.hexdigest()))
         elif column.kind == "partial":
-            found.append((column.name, partial_hash(view.partial(commit, column))))
+            found.append((column.name, partial_hash(view.objects.partial(commit, column))))
     return sorted(found)

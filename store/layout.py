@@ -7,6 +7,7 @@ reading the index; the index is there for every other Zarr reader, and is checke
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from store.errors import InvalidInputError
@@ -19,7 +20,8 @@ PARTS_A_FOLDER = 4096
 MAX_STRIDE = 1 << 30  # 10^8 parts of it number their rows within int64
 
 STORE_KEY = "store.json"
-_COMMIT = re.compile(r"([0-9]{8})\.([0-9]{1,9})\.json")
+_FOLDER = re.compile(r"[0-9]{6}/")
+_RECORD = re.compile(r"([0-9]{8})\.(0|[1-9][0-9]{0,8})\.json")
 _OBJECT = re.compile(
     r"[A-Za-z0-9_][A-Za-z0-9_.@=-]{0,143}(/[A-Za-z0-9_][A-Za-z0-9_.@=-]{0,127}){0,12}"
 )
@@ -55,6 +57,16 @@ def failed_key(group: str, part: int, attempt: str) -> str:
     return f"groups/{group}/failed/{part:08d}-{attempt}.json"
 
 
+def indexes_prefix(group: str) -> str:
+    """Return the prefix of all indexes of a group."""
+    return f"groups/{group}/indexes/"
+
+
+def index_key(group: str, table: str, pin: str) -> str:
+    """Return the key of the index of one table over the commits of a pin."""
+    return f"{indexes_prefix(group)}{table}-{pin}.json"
+
+
 def commits_prefix(group: str) -> str:
     """Return the prefix of all commit records of a group."""
     return f"groups/{group}/commits/"
@@ -65,10 +77,28 @@ def commit_key(group: str, part: int, n: int = 0) -> str:
     return f"{commits_prefix(group)}{part // PARTS_A_FOLDER:06d}/{part:08d}.{n}.json"
 
 
-def parse_commit_key(key: str) -> tuple[int, int] | None:
-    """Return (part, n) where ``key`` ends like a commit record, else None."""
-    match = _COMMIT.fullmatch(key.rpartition("/")[2])
-    return (int(match[1]), int(match[2])) if match else None
+def parse_commit_keys(group: str, keys: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """Yield (part, n) of every commit record of a group among some keys; undoes ``commit_key``.
+
+    A store may have a million; they come folder by folder, and nearly all are first commits.
+    """
+    prefix = commits_prefix(group)
+    start, head, first = len(prefix) + 7, "", -PARTS_A_FOLDER
+    for key in keys:
+        if key[:start] != head:
+            head = key[:start]
+            folder = _FOLDER.fullmatch(head.removeprefix(prefix))
+            known = folder is not None and head.startswith(prefix)
+            first = int(head[len(prefix) : -1]) * PARTS_A_FOLDER if known else -PARTS_A_FOLDER
+        digits = key[start : start + 8]
+        if key[start + 8 :] == ".0.json" and digits.isdecimal() and digits.isascii():
+            part, n = int(digits), 0
+        elif (match := _RECORD.fullmatch(key, start)) is not None:
+            part, n = int(match[1]), int(match[2])
+        else:
+            continue
+        if 0 <= part - first < PARTS_A_FOLDER:
+            yield part, n
 
 
 def attempt_prefix(group: str, part: int, attempt: str) -> str:

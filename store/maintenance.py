@@ -2,9 +2,9 @@
 
 Dropping and retiring are records, created once: every reader obeys them from then on, no byte is touched. ``collect``
 (``gc``) deletes, and only what no reader can reach: attempts no commit names, temporary files, assets without a manifest,
-and what was dropped or retired. It waits out a grace, because a writer at work looks like a dead one, and a reader that
-opened the store before may still read what was dropped since. A writer or reader that pauses for longer than the grace
-gets an error, never wrong rows.
+what was dropped or retired, and indexes that hold rows of such parts or that a larger one replaces. It waits out a grace,
+because a writer at work looks like a dead one, and a reader that opened the store before may still read what was dropped
+since. A writer or reader that pauses for longer than the grace gets an error, never wrong rows.
 """
 
 from __future__ import annotations
@@ -19,11 +19,21 @@ from typing import Any
 
 from store import layout
 from store.assets import MANIFEST
-from store.commits import exists, list_commits, list_retired, load_commit
+from store.commits import (
+    create_retired,
+    exists,
+    latest_commit,
+    list_commits,
+    list_retired,
+    load_commit,
+)
+from store.coverage import retired_since
 from store.errors import InvalidInputError, NotFoundError, StoreError
+from store.index_care import index_leavings
 from store.posix import TEMPORARY
 from store.reader import Store
-from store.schema import NAME, make_record
+from store.records import make_record
+from store.schema import NAME, check_reason
 from store.storage import Storage
 from store.urls import open_storage
 
@@ -46,7 +56,7 @@ def drop(store: Store, group: str, reason: str) -> None:
     NotFoundError
         ``group-missing``.
     """
-    live = store.refresh()
+    live = store.live()
     if group == "tokens":
         raise InvalidInputError(
             f"the group tokens of {store.url} was to be dropped; its rows are what every other group is aligned to. "
@@ -54,7 +64,7 @@ def drop(store: Store, group: str, reason: str) -> None:
             kind="drop-tokens",
         )
     live.view.group(group)
-    body = {"group": group, "reason": _reason(reason)}
+    body = {"group": group, "reason": check_reason(reason)}
     data, _ = make_record("dropped", store.id, body)
     live.view.storage.create(layout.dropped_key(group), data)
 
@@ -69,13 +79,20 @@ def retire(store: Store, parts: Iterable[int], reason: str, *, group: str = "tok
     NotFoundError
         ``part-missing``: a part was never committed. Nothing was changed.
     """
-    live = store.refresh()
+    live = store.live()
     view = live.view
     view.group(group)
+    check_reason(reason)
     wanted = sorted(set(parts))
     gone = list_retired(view.storage, group)
     committed = list_commits(view.storage, group)
-    missing = [part for part in wanted if part not in committed and part not in gone]
+    missing = [
+        part
+        for part in wanted
+        if part not in committed
+        and part not in gone
+        and not exists(view.storage, layout.commit_key(group, part))  # a listing may be late
+    ]
     if missing:
         raise NotFoundError(
             f"part {missing[0]} of group {group!r} was to be retired; {store.url} holds parts "
@@ -85,20 +102,11 @@ def retire(store: Store, parts: Iterable[int], reason: str, *, group: str = "tok
             part=missing[0],
         )
     new = [part for part in wanted if part not in gone]
+    view.storage.settle(layout.commits_prefix(group))  # what retires a part must not outlive it
     for part in new:
-        body = {"group": group, "part": part, "reason": _reason(reason)}
-        data, _ = make_record("retired", store.id, body)
-        view.storage.create(layout.retired_key(group, part), data)
+        create_retired(view.storage, store.id, group, part, reason)
+    view.storage.settle(layout.retired_prefix(group))  # those that others retired just now
     return new
-
-
-def _reason(text: str) -> str:
-    if not text.strip():
-        raise InvalidInputError(
-            "no reason was given. Nothing was changed. Say why: it is kept for whoever looks for the rows.",
-            kind="reason-missing",
-        )
-    return text
 
 
 def _span(parts: Sequence[int]) -> str:
@@ -136,7 +144,7 @@ def collect(
     grace_seconds
         0 deletes leavings of any age: right where no writer and no reader is at work, and only there.
     dry_run
-        Say what would go; delete nothing.
+        Say what would go; delete nothing, write nothing: ages are told by ``clock``, not by the storage's own.
     clock
         Now, in seconds since 1970.
 
@@ -146,9 +154,9 @@ def collect(
         ``clock-skew``: this machine's clock and the storage's lie more than an hour apart, so that ages mean nothing.
     """
     storage = store.view.storage
-    now = _storage_now(storage, clock)
+    now = clock() if dry_run else _storage_now(storage, clock)
     found = Collected()
-    for leaving in _leavings(store.refresh()):
+    for leaving in _leavings(store.live()):
         touched = leaving.since if leaving.since is not None else _last_touched(storage, leaving)
         if touched is None or now - touched < grace_seconds:
             found.young += len(leaving.keys)
@@ -212,6 +220,8 @@ def _leavings(store: Store) -> Iterator[_Leaving]:
     for asset in filter(NAME.fullmatch, storage.folders("assets")):
         if not exists(storage, f"assets/{asset}/{MANIFEST}"):
             yield _Leaving(keys=list(storage.keys(f"assets/{asset}")))
+    for keys, since in index_leavings(view):
+        yield _Leaving(keys=keys, since=since)
     for key in storage.keys(""):
         if "/parts/" not in key and key.rpartition("/")[2].startswith(TEMPORARY):
             yield _Leaving(keys=[key])
@@ -223,7 +233,7 @@ def _of_group(store: Store, name: str) -> Iterator[_Leaving]:
         if not re.fullmatch(r"[0-9]{8}", folder):
             continue
         prefix, part = f"groups/{name}/parts/{folder}", int(folder)
-        since = _retired_since(storage, name, part)
+        since = retired_since(storage, name, part)
         if since is not None:
             yield _Leaving(keys=list(storage.keys(prefix)), since=since)
             continue
@@ -235,26 +245,17 @@ def _of_group(store: Store, name: str) -> Iterator[_Leaving]:
                 yield _Leaving(keys=list(storage.keys(f"{prefix}/{attempt}")))
 
 
-def _retired_since(storage: Storage, name: str, part: int) -> float | None:
-    """Return when a part was retired, in its own group or in tokens; None where it was not."""
-    times = []
-    for group in {name, "tokens"}:
-        with contextlib.suppress(NotFoundError):
-            times.append(storage.modified(layout.retired_key(group, part)))
-    return max(times, default=None)
-
-
 def _named_attempts(store: Store, name: str, part: int) -> set[str] | None:
-    """Return the attempts a part's records name; None where one cannot be read: then nothing is sure."""
-    storage, named = store.view.storage, set()
-    n = 0
-    while exists(storage, layout.commit_key(name, part, n)):
-        try:
-            named.add(load_commit(storage, store.id, name, part, n).attempt)
-        except StoreError:
-            return None
-        n += 1
-    return named
+    """Return the attempt a part's last record names, if any; None where it cannot be read: then nothing is sure.
+
+    What earlier records name was purged.
+    """
+    storage = store.view.storage
+    n = latest_commit(storage, name, part)
+    try:
+        return {load_commit(storage, store.id, name, part, n).attempt} if n >= 0 else set()
+    except StoreError:
+        return None
 
 
 # -- looking at the storage ------------------------------------------------------------------------------------
@@ -269,6 +270,8 @@ def doctor(url: str, *, clock: Callable[[], float] = time.time) -> list[dict[str
     whole and by ranges; an object in many pieces is whole; deleted is gone; the clock is near ours.
     """
     storage = open_storage(url)
+    folder = storage.local_path("x")
+    made = folder is not None and not folder.parent.exists()
     root = f"doctor-{secrets.token_hex(8)}"
     checks: list[tuple[str, Callable[[], str]]] = [
         ("created once", lambda: _created_once(storage, f"{root}/record")),
@@ -289,6 +292,9 @@ def doctor(url: str, *, clock: Callable[[], float] = time.time) -> list[dict[str
     finally:
         with contextlib.suppress(StoreError):
             storage.delete(list(storage.keys(root)))
+        if folder is not None and made:
+            with contextlib.suppress(OSError):  # somebody else put something there
+                folder.parent.rmdir()
     return found
 
 

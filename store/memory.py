@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from store.checksum import extend
-from store.errors import ConflictError
-from store.storage import Written, check_key, missing, short
+from store.errors import ConflictError, StoreError
+from store.storage import ReadInto, Written, check_key, missing, short
 
 
 class MemoryStorage:
@@ -17,6 +20,8 @@ class MemoryStorage:
 
     _named: dict[str, MemoryStorage] = {}  # noqa: RUF012 - the process-wide name space of memory://
     _names_lock = threading.Lock()
+    call_bytes = 1
+    calls_at_once = 1
 
     def __init__(self, url: str = "memory://") -> None:
         self.url = url
@@ -29,6 +34,10 @@ class MemoryStorage:
         """Return the storage of that name, making it at first use."""
         with cls._names_lock:
             return cls._named.setdefault(name, cls(f"memory://{name}"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        name = self.url.removeprefix("memory://")
+        return _again, (name, os.getpid(), id(self))
 
     def local_path(self, key: str) -> None:
         check_key(key)
@@ -70,6 +79,14 @@ class MemoryStorage:
                 raise short(key, self.url, offset, len(view))
             view[:] = data[offset : offset + len(view)]
 
+    @contextlib.contextmanager
+    def reading(self, key: str, soon: Sequence[Sequence[int]] = ()) -> Iterator[ReadInto]:
+        del soon
+        yield functools.partial(self.read_into, key)
+
+    def mapped(self, key: str) -> memoryview | None:
+        return memoryview(self.get(key))
+
     def settle(self, prefix: str) -> None:
         pass
 
@@ -93,6 +110,18 @@ class MemoryStorage:
         with self._lock:
             for key in keys:
                 self._objects.pop(key, None)
+
+
+def _again(name: str, process: int, number: int) -> MemoryStorage:
+    """Return the storage that was pickled; elsewhere its bytes are not, and an empty one in its place would be a lie."""
+    found = MemoryStorage._named.get(name)
+    if found is None or (os.getpid(), id(found)) != (process, number):
+        raise StoreError(
+            f"memory://{name} was made in process {process} and lives there alone; it was opened in {os.getpid()}. "
+            "Nothing was read or written. Use a folder or a bucket where several processes share a store.",
+            kind="not-shared",
+        )
+    return found
 
 
 class MemoryStream:

@@ -4,11 +4,15 @@ Object stores write whole objects atomically, so only ``create`` needs more: a c
 have. Where its answer is lost the caller reads back; here, whatever may pass is tried again a few times and then raised as
 ``unavailable``. Listings are never cached. Ranges of one call are read at once, neighbours in one request.
 
+``s3`` is tested against a server in every run of the slow tests; ``gs`` and ``az`` against emulators of those services, where
+they are installed (``store/testing/servers.py``), and against no service itself.
+
 Credentials and endpoints are fsspec's and the services' own affair (``AWS_…`` variables, ``FSSPEC_S3_ENDPOINT_URL``, …).
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import functools
@@ -21,7 +25,7 @@ from typing import Any
 
 from store.checksum import extend
 from store.errors import InvalidInputError, StoreError, UnavailableError
-from store.storage import Written, check_key, missing, short
+from store.storage import ReadInto, Written, check_key, missing, short
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 """Scheme to the package that speaks it; all three have conditional puts."""
@@ -33,6 +37,10 @@ REQUEST_BYTES = 16 << 20
 """A request reads at most this: several connections are faster than one."""
 CONNECTIONS = 64
 """Requests under way at once at most."""
+CALL_BYTES = 8 << 20
+"""Read at once by one call, so that what a call holds does not grow with the column's width."""
+CALLS_AT_ONCE = 16
+"""Together they hold 128 MiB."""
 PART_BYTES = 16 << 20
 """Parts of a multipart upload."""
 _PASSING = {errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO), errno.ETIMEDOUT}
@@ -54,6 +62,9 @@ class ObjectStorage:
     InvalidInputError
         ``missing-package``: the package that speaks the scheme is not installed.
     """
+
+    call_bytes = CALL_BYTES
+    calls_at_once = CALLS_AT_ONCE
 
     def __init__(self, url: str, **options: Any) -> None:
         self.url = url.rstrip("/")
@@ -111,14 +122,14 @@ class ObjectStorage:
         for number in range(1, TRIES + 1):
             try:
                 return call(self._fs())
-            except (FileExistsError, NotADirectoryError, IsADirectoryError):
+            except FileExistsError:
                 raise
-            except FileNotFoundError as error:
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
                 raise missing(key, self.url) from error
             except PermissionError as error:
                 raise self._refused(key, error) from error
             except Exception as error:
-                if isinstance(error, StoreError) or _is_taken(error):
+                if isinstance(error, StoreError) or _is_taken(error) or _is_behind(error):
                     raise
                 if number == TRIES:
                     raise UnavailableError(
@@ -191,6 +202,7 @@ class ObjectStorage:
     def modified(self, key: str) -> float:
         """See ``Storage``."""
         path = self._path(key)
+        self.size(key)  # a folder has no time, and each file system says so in its own words
         return float(self._call(key, lambda fs: fs.modified(path)).timestamp())
 
     def read_into(self, key: str, ranges: Sequence[tuple[int, Any]]) -> None:
@@ -207,22 +219,30 @@ class ObjectStorage:
         if pieces:
             try:
                 found = self._call(key, cat)
-            except OSError as error:  # a range behind the end: 416 comes as EINVAL
-                if not _is_taken(error):
+            except Exception as error:
+                if not (_is_taken(error) or _is_behind(error)):
                     raise
                 raise short(key, self.url, *self._last(wanted)) from error
             self._copy(key, list(zip(pieces, found, strict=True)), wanted)
 
+    @contextlib.contextmanager
+    def reading(self, key: str, soon: Sequence[Sequence[int]] = ()) -> Iterator[ReadInto]:
+        """See ``Storage``."""
+        del soon
+        yield functools.partial(self.read_into, key)
+
+    def mapped(self, key: str) -> None:
+        """Return None: every look would be a request."""
+
     def _copy(self, key: str, pieces: list[Any], wanted: list[tuple[int, Any]]) -> None:
-        at = iter(pieces)
-        (low, high), data = next(at)
+        starts = [low for (low, _), _ in pieces]
         for offset, view in wanted:
             done = 0
             while done < len(view):
-                while offset + done >= high:
-                    (low, high), data = next(at)
-                take = min(high - offset - done, len(view) - done)
-                chunk = data[offset + done - low : offset + done - low + take]
+                at = offset + done
+                (low, high), data = pieces[bisect.bisect_right(starts, at) - 1]
+                take = min(high - at, len(view) - done)
+                chunk = data[at - low : at - low + take]
                 if len(chunk) != take:
                     raise short(key, self.url, offset, len(view))
                 view[done : done + take] = chunk
@@ -338,6 +358,11 @@ def _opened(url: str, options: dict[str, Any]) -> ObjectStorage:
 
 def _is_taken(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _TAKEN
+
+
+def _is_behind(error: BaseException) -> bool:
+    """Whether a range begins behind the object's end: HTTP 416, which s3fs says as EINVAL and the others as a number."""
+    return 416 in (getattr(error, "status_code", None), getattr(error, "code", None))
 
 
 def _said(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from store.errors import CorruptError, InvalidInputError
-from store.schema import canonical
+from store.records import canonical
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_PARTIAL_BYTES = 64 << 20

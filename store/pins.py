@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from store import tables
 from store.errors import CorruptError, InvalidInputError, NotFoundError
-from store.schema import check_name, make_record, read_record, sha256
+from store.records import make_record, read_record, sha256
+from store.schema import check_name
 from store.storage import Storage
 
 _INLINE_ENTRIES = 4096  # a longer pin lists its entries in segments
 Entry = tuple[str, int, int, str]
 
 
-def pin_id(entries: Sequence[Entry]) -> str:
-    """Return the id of a pin: sha256 of the sorted lines ``group part commit-hash``."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pin:
+    """What a pin lists: (group, part) → (n, commit hash), and the tombstones that were there."""
+
+    commits: Mapping[tuple[str, int], tuple[int, str]]
+    tombstones: tuple[str, ...]
+
+
+def pin_id(entries: Sequence[Entry], tombstones: Sequence[str] = ()) -> str:
+    """Return the id of a pin: sha256 of the sorted lines ``group part commit-hash``, then ``tombstone id``."""
     lines = sorted(f"{group} {part} {digest}" for group, part, _, digest in entries)
+    lines += sorted(f"tombstone {one}" for one in tombstones)
     return sha256("".join(f"{line}\n" for line in lines).encode())
 
 
-def write_pin(storage: Storage, store_id: str, entries: Sequence[Entry]) -> str:
+def write_pin(
+    storage: Storage, store_id: str, entries: Sequence[Entry], tombstones: Sequence[str] = ()
+) -> str:
     """Write a pin (again is no error) and return its id."""
-    pin = pin_id(entries)
+    pin = pin_id(entries, tombstones)
     segments = []
     if len(entries) > _INLINE_ENTRIES:
         for low in range(0, len(entries), _INLINE_ENTRIES):
@@ -34,14 +47,15 @@ def write_pin(storage: Storage, store_id: str, entries: Sequence[Entry]) -> str:
         "pin": pin,
         "entries": [] if segments else [list(e) for e in entries],
         "segments": segments,
+        **({"tombstones": sorted(tombstones)} if tombstones else {}),
     }
     data, _ = make_record("pin", store_id, body)
     storage.create(f"pins/{pin}.json", data)
     return pin
 
 
-def load_pin(storage: Storage, store_id: str, pin: str) -> dict[tuple[str, int], tuple[int, str]]:
-    """Return (group, part) → (n, commit hash), checked against the pin's id.
+def load_pin(storage: Storage, store_id: str, pin: str) -> Pin:
+    """Return what a pin lists, checked against its id.
 
     Raises
     ------
@@ -68,13 +82,15 @@ def load_pin(storage: Storage, store_id: str, pin: str) -> dict[tuple[str, int],
         entries = []
     for segment in record["segments"]:
         entries += _segment(storage, f"segments/{segment}.parquet", segment)
-    if pin_id(entries) != pin:
+    tombstones = tuple(map(str, record.get("tombstones", ())))
+    if pin_id(entries, tombstones) != pin:
         raise CorruptError(
             f"{key} does not list what its name says. The pin was not used. Restore it from a copy.",
             kind="record-damaged",
             path=key,
         )
-    return {(group, part): (n, digest) for group, part, n, digest in entries}
+    commits = {(group, part): (n, digest) for group, part, n, digest in entries}
+    return Pin(commits=commits, tombstones=tombstones)
 
 
 def _segment(storage: Storage, path: str, digest: str) -> list[Entry]:

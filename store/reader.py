@@ -2,110 +2,27 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from store import layout, tables
 from store.assets import get_asset, put_asset
-from store.commits import seal
 from store.coverage import Coverage
 from store.digest import digest
-from store.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
+from store.groups import seal
+from store.indexes import Indexes
 from store.pins import pin_id, write_pin
-from store.rows import Rows, table_place
-from store.schema import Column, Group, make_record, read_record
+from store.rows import LATENT_ENDING, Rows, table_files, table_place
+from store.schema import Column, Group
 from store.storage import Storage
 from store.tokens import TokensWriter
-from store.urls import open_storage
 from store.view import View
 from store.windows import Windows, where_groups
 from store.writer import Writer
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 Array = np.ndarray[Any, np.dtype[Any]]
-DEFAULT_PART_ROWS = 16_384
-DEFAULT_PART_STRIDE = 65_536
-
-
-def create(
-    url: str | Path, *, part_rows: int = DEFAULT_PART_ROWS, part_stride: int = DEFAULT_PART_STRIDE
-) -> Store:
-    """Make a store, or open the one there if its row numbering is the same.
-
-    Parameters
-    ----------
-    url
-        Local path, ``file://…`` or ``memory://name``.
-    part_rows
-        Rows a part takes at most, a multiple of 256; recorded, so that part size never depends on who writes.
-    part_stride
-        Distance between the first row ids of two parts, a multiple of 256, at least ``part_rows``.
-
-    Raises
-    ------
-    ConflictError
-        ``store-differs``: a store with other part sizes is there.
-    """
-    layout.check_parts(part_rows, part_stride)
-    storage = open_storage(str(url))
-    probe = secrets.token_hex(8)
-    body = {"part_stride": part_stride, "part_rows": part_rows, "probe": probe}
-    data, _ = make_record("store", secrets.token_hex(16), body)
-    if not storage.create(layout.STORE_KEY, data):
-        held = _open(storage, None)
-        if (held.part_rows, held.part_stride) != (part_rows, part_stride):
-            raise ConflictError(
-                f"{storage.url} holds a store with part_rows={held.part_rows}, "
-                f"part_stride={held.part_stride}; asked for {part_rows}, {part_stride}. Nothing was "
-                "written. Use another folder, or the same sizes.",
-                kind="store-differs",
-            )
-        return held
-    return _open(storage, None)
-
-
-def open_store(url: str | Path, pin: str | None = None) -> Store:
-    """Open a store.
-
-    Parameters
-    ----------
-    url
-        Local path, ``file://…`` or ``memory://name``.
-    pin
-        Id of a pin: see exactly what it lists.
-
-    Raises
-    ------
-    NotFoundError
-        ``store-missing`` or ``pin-missing``.
-    UnsupportedVersionError
-        The store was written by a newer format.
-    """
-    return _open(open_storage(str(url)), pin)
-
-
-def _open(storage: Storage, pin: str | None) -> Store:
-    try:
-        data = storage.get(layout.STORE_KEY)
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"there is no store at {storage.url} (no {layout.STORE_KEY}). Nothing was changed. Check the "
-            "path, or make one: actlake ingest --out PATH …",
-            kind="store-missing",
-        ) from error
-    where = f"{storage.url}/{layout.STORE_KEY}"
-    record = read_record(data, "store", None, where)
-    try:
-        layout.check_parts(record["part_rows"], record["part_stride"])
-    except InvalidInputError as error:
-        message = f"{where} numbers rows as no store does: {error.message} Restore it from a copy."
-        raise CorruptError(message, kind="record-invalid", path=where) from error
-    return Store(storage, record, pin)
 
 
 class Store:
@@ -115,13 +32,16 @@ class Store:
     float32 (exact), or as ``uint16`` bits with ``raw=True``.
     """
 
-    def __init__(self, storage: Storage, record: Mapping[str, Any], pin: str | None) -> None:
+    def __init__(
+        self, storage: Storage, record: Mapping[str, Any], pin: str | None, *, indexes: bool = True
+    ) -> None:
         self._storage = storage
         self.id: str = record["store"]
         self.part_stride: int = record["part_stride"]
         self.part_rows: int = record["part_rows"]
         self.view = View(storage, self.id, self.part_stride, pin)
         self._rows = Rows(view=self.view)
+        self._indexes = Indexes(self.view, used=indexes)
 
     @property
     def url(self) -> str:
@@ -130,11 +50,19 @@ class Store:
 
     def refresh(self) -> Store:
         """Return the store as it is now (where it was opened with a pin: what of the pin is left)."""
-        return self._reopened(self.view.pin)
+        return self._reopened(self.view.pin, indexes=self._indexes.used)
 
-    def _reopened(self, pin: str | None) -> Store:
-        numbers = {"part_stride": self.part_stride, "part_rows": self.part_rows}
-        return Store(self._storage, {"store": self.id, **numbers}, pin)
+    def live(self) -> Store:
+        """Return the store as it is now, whatever pin it was opened with."""
+        return self._reopened(None, indexes=self._indexes.used)
+
+    def _reopened(self, pin: str | None, *, indexes: bool) -> Store:
+        record = {"store": self.id, "part_stride": self.part_stride, "part_rows": self.part_rows}
+        return Store(self._storage, record, pin, indexes=indexes)
+
+    def without_indexes(self) -> Store:
+        """Return the store, reading every part's own files: where an index is damaged, or for comparison."""
+        return self._reopened(self.view.pin, indexes=False)
 
     # -- what is there ---------------------------------------------------------------------------------
 
@@ -168,19 +96,32 @@ class Store:
         """Return the row ids (``int64``) of a range of a group's rows, counted in part order."""
         return self._rows.row_ids(rows, group)
 
-    def read(self, column: str, rows: slice = slice(None), *, raw: bool = False) -> Array:
-        """Return a range of a column's rows, ``[R, *shape]``, counted in part order without gaps."""
-        return self._rows.read(column, rows, raw=raw)
+    def read(
+        self,
+        column: str,
+        rows: slice = slice(None),
+        *,
+        raw: bool = False,
+        out: Array | None = None,
+    ) -> Array:
+        """Return a range of a column's rows, ``[R, *shape]``, counted in part order without gaps.
 
-    def gather(self, column: str, row_ids: Any, *, raw: bool = False) -> Array:
-        """Return the rows of given ids in the given order, ``[R, *shape]``; repeats are fine.
+        ``out`` is filled and returned where it is given (else ``bad-out``: C-contiguous, of that shape and dtype);
+        reading into memory that was used before is faster.
+        """
+        return self._rows.read(column, rows, raw=raw, out=out)
+
+    def gather(
+        self, column: str, row_ids: Any, *, raw: bool = False, out: Array | None = None
+    ) -> Array:
+        """Return the rows of given ids in the given order, ``[R, *shape]``, in ``out`` if given; repeats are fine.
 
         Raises
         ------
         NotFoundError
             ``row-missing``: the column does not hold one of the rows.
         """
-        return self._rows.gather(column, row_ids, raw=raw)
+        return self._rows.gather(column, row_ids, raw=raw, out=out)
 
     def sequences(self, column: str, seq_ids: Any, *, raw: bool = False) -> list[Array]:
         """Return whole sequences of a column, one array ``[T, *shape]`` each.
@@ -258,14 +199,23 @@ class Store:
 
     def arrow(self, name: str) -> Any:
         """Return a whole table as ``pyarrow.Table``: tokens, sequences, documents, or a group's name."""
-        group, path, schema = table_place(self.view, name)
-        parts = [self.view.table(self.view.commit(group, p), path) for p in self.view.parts(group)]
-        return tables.concat(parts) if parts else schema.empty_table()
+        return self._indexes.arrow(*table_place(self.view, name))
 
     def table(self, name: str) -> tables.LazyFrame:
-        """Return a table as a Polars lazy frame over the committed, verified files."""
-        group, path, schema = table_place(self.view, name)
-        return tables.lazy(self.view.lazy_sources(group, path), schema)
+        """Return a table as a Polars lazy frame over verified files (``<group>_by_latent`` in no promised order)."""
+        return self._indexes.lazy(*table_place(self.view, name))
+
+    def strongest(self, group: str, latents: Any, count: int | None = None) -> Any:
+        """Return the largest codes of some latents, ``count`` of each (None: all), sorted by (latent, −value, row).
+
+        An Arrow table; with an index (``actlake compact``) one or two row groups are read for each latent.
+        """
+        place, _, _ = table_place(self.view, f"{group}{LATENT_ENDING}")
+        return self._indexes.strongest(place, latents, count)
+
+    def files(self, name: str) -> list[str]:
+        """Return a table's committed, verified Parquet files in part order, for other tools to read."""
+        return table_files(self.view, name)
 
     def tokens(self) -> tables.LazyFrame:
         """Return the tokens table as a Polars lazy frame."""
@@ -275,12 +225,16 @@ class Store:
 
     def pin_id(self, groups: Sequence[str] | None = None) -> str:
         """Return the id the pin of tokens and some groups (default: all) has, without writing it."""
-        return pin_id(self.view.entries(sorted({"tokens", *(groups or self.groups)})))
+        names = sorted({"tokens", *(groups or self.groups)})
+        return pin_id(self.view.entries(names), self.view.tombstones)
 
     def pin(self, groups: Sequence[str] | None = None) -> str:
         """Write the pin of tokens and some groups (default: all) and return its id."""
         names = sorted({"tokens", *(groups or self.groups)})
-        return write_pin(self._storage, self.id, self.view.entries(names))
+        entries = self.view.entries(names)
+        for name in names:  # a pin must not outlive a record it lists
+            self._storage.settle(layout.commits_prefix(name))
+        return write_pin(self._storage, self.id, entries, self.view.tombstones)
 
     def digest(self, groups: Sequence[str] | None = None) -> str:
         """Return the logical digest: equal digests mean logically identical contents."""
@@ -303,7 +257,9 @@ class Store:
         retired = view.retired(group) & set(range(tokens["parts"]))
         if len(parts) + len(retired) != tokens["parts"]:
             return False
-        rows = sum(view.commit(group, part).rows for part in parts)
+        rows = sum(view.commit(group, part).slots for part in parts)
+        # Whoever sealed the tokens may have died before that was durable.
+        self._storage.settle(layout.commits_prefix("tokens"))
         seal(self._storage, self.id, group, tokens["parts"], rows, retired=bool(retired))
         return True
 
@@ -371,7 +327,7 @@ class Store:
         >>> float(s.refresh().read("h").sum())
         96.0
         """
-        live = self if self.view.pin is None else self._reopened(None)
+        live = self if self.view.pin is None else self.live()
         if group == "tokens":
             sized = {**recipe, "part_rows": self.part_rows}
             return TokensWriter(live, recipe=sized, provenance=provenance)

@@ -9,14 +9,16 @@ import numpy as np
 
 from store import tables
 from store.errors import InvalidInputError, NotFoundError
+from store.memory import MemoryStorage
 from store.schema import Column, Group
+from store.storage import each
 from store.summary import float32_of_bits
 from store.view import View
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-BY_LATENT = "_by_latent"  # behind a codes group's name: its table sorted by latent
+LATENT_ENDING = "_by_latent"  # behind a codes group's name: its table sorted by latent
 _HOW = {"partial": "partial(column, part)", "codes": "arrow(group)"}
 
 
@@ -29,7 +31,7 @@ def table_place(view: View, name: str) -> tuple[str, str, Any]:
     }
     if name in fixed:
         return "tokens", f"{name}.parquet", fixed[name]
-    group = view.group(name if name in view.groups else name.removesuffix(BY_LATENT))
+    group = view.group(name if name in view.groups else name.removesuffix(LATENT_ENDING))
     kinds = {column.kind for column in group.columns.values()}
     if "codes" in kinds:
         path = "codes.parquet" if group.name == name else "by_latent.parquet"
@@ -43,6 +45,23 @@ def table_place(view: View, name: str) -> tuple[str, str, Any]:
         "read, gather or partial.",
         kind="table-missing",
     )
+
+
+def table_files(view: View, name: str) -> list[str]:
+    """Return the committed files of a table, verified, in part order: paths, or URLs in a bucket."""
+    group, path, _ = table_place(view, name)
+    storage = view.storage
+    if isinstance(storage, MemoryStorage):
+        raise InvalidInputError(
+            f"the files of table {name!r} of {storage.url} were asked for, which lives in memory and has none. Nothing "
+            "was read. Use .arrow or .table.",
+            kind="no-files",
+        )
+    commits = [view.commit(group, part) for part in view.parts(group)]
+    for commit in commits:
+        view.objects.check(commit, path)
+    keys = [commit.prefix + path for commit in commits]
+    return [str(storage.local_path(key) or f"{storage.url}/{key}") for key in keys]
 
 
 def row_numbers(values: Any) -> Array:
@@ -72,7 +91,7 @@ class Rows:
                 "states. Nothing was read. `actlake inspect` shows what each column is.",
                 kind="column-kind",
             )
-        return self.view.partial(self.view.commit(group.name, part), spec)
+        return self.view.objects.partial(self.view.commit(group.name, part), spec)
 
     def _resolve(self, column: str) -> tuple[Group, Column]:
         group, spec = self.view.resolve(column)
@@ -86,7 +105,7 @@ class Rows:
 
     def spans(self, group: str, rows: slice) -> list[tuple[int, int, int]]:
         """Return (part, first, last) of the part-wise pieces of a row range."""
-        counts = [self.view.commit(group, part).rows for part in self.view.parts(group)]
+        counts = [commit.rows for commit in self.view.commits(group)]
         start, stop, step = rows.indices(sum(counts))
         if step != 1:
             raise InvalidInputError(
@@ -111,29 +130,36 @@ class Rows:
             pieces.append(np.arange(base + low, base + high) if kept is None else kept[low:high])
         return np.concatenate(pieces)
 
-    def read(self, column: str, rows: slice = slice(None), *, raw: bool = False) -> Array:
+    def read(
+        self,
+        column: str,
+        rows: slice = slice(None),
+        *,
+        raw: bool = False,
+        out: Array | None = None,
+    ) -> Array:
         """Return a range of a column's rows, ``[R, *shape]``, counted in part order without gaps."""
         group, spec = self._resolve(column)
         spans = self.spans(group.name, rows)
-        out = np.empty((sum(high - low for _, low, high in spans), *spec.shape), spec.stored)
-        at = 0
-        for part, low, high in spans:
-            self._read_part(group, spec, part, low, high, out[at : at + high - low])
-            at += high - low
-        return decoded(out, spec, raw=raw)
+        out = _target(out, sum(high - low for _, low, high in spans), spec, raw=raw)
+        firsts = np.cumsum([0, *(high - low for _, low, high in spans)])
 
-    def _read_part(
-        self, group: Group, spec: Column, part: int, low: int, high: int, out: Array
-    ) -> None:
-        commit = self.view.commit(group.name, part)
-        if spec.kind == "dense":
-            self.view.shard(commit, spec).read(low, high, out)
-        else:
-            path = "tokens.parquet" if group.name == "tokens" else "scalars.parquet"
-            values = tables.column(self.view.table(commit, path), spec.name)
-            out[:] = values.reshape(len(values), *spec.shape)[low:high]
+        def read(number: int) -> None:
+            part, low, high = spans[number]
+            mine = out[firsts[number] : firsts[number + 1]]
+            if spec.kind == "dense":
+                self.view.shard(self.view.commit(group.name, part), spec).read(low, high, mine)
+            else:
+                mine[:] = decoded(
+                    scalars(self.view, group.name, part, spec)[low:high], spec, raw=raw
+                )
 
-    def gather(self, column: str, row_ids: Any, *, raw: bool = False) -> Array:
+        each(self.view.storage, read, range(len(spans)))
+        return out
+
+    def gather(
+        self, column: str, row_ids: Any, *, raw: bool = False, out: Array | None = None
+    ) -> Array:
         """Return the rows of given ids in the given order, ``[R, *shape]``; repeats are fine.
 
         Raises
@@ -143,26 +169,23 @@ class Rows:
         """
         group, spec = self._resolve(column)
         ids = row_numbers(row_ids)
-        order = np.argsort(ids, kind="stable")
-        out = np.empty((len(ids), *spec.shape), spec.stored)
-        parts = ids[order] // self.view.stride_rows
-        bounds = np.flatnonzero(np.diff(parts)) + 1
-        for mine in np.split(order, bounds) if len(ids) else []:
+        out = _target(out, len(ids), spec, raw=raw)
+
+        def gather(mine: Array) -> None:
             part = int(ids[mine[0]] // self.view.stride_rows)
             slots = self._slots(group, part, ids[mine])
             if spec.kind == "dense":
                 commit = self.view.commit(group.name, part)
                 self.view.shard(commit, spec).scatter(slots, mine, out)
             else:
-                whole = np.empty(
-                    (self.view.commit(group.name, part).rows, *spec.shape), spec.stored
-                )
-                self._read_part(group, spec, part, 0, len(whole), whole)
-                out[mine] = whole[slots]
-        return decoded(out, spec, raw=raw)
+                values = scalars(self.view, group.name, part, spec)[slots]
+                out[mine] = decoded(values, spec, raw=raw)
+
+        each(self.view.storage, gather, _by_part(ids // self.view.stride_rows))
+        return out
 
     def _slots(self, group: Group, part: int, ids: Array) -> Array:
-        """Return where a part keeps the rows of sorted ids."""
+        """Return where a part keeps the rows of some ids."""
         missing = part not in self.view.parts(group.name)
         slots, bad = ids - part * self.view.stride_rows, np.ones(len(ids), bool)
         if not missing:
@@ -170,7 +193,7 @@ class Rows:
             kept = self.view.kept(commit)
             if kept is None:
                 bad = slots >= commit.rows
-            else:
+            elif len(kept):
                 slots = np.minimum(np.searchsorted(kept, ids), len(kept) - 1)
                 bad = kept[slots] != ids
         if bad.any():
@@ -213,6 +236,40 @@ class Rows:
         return found
 
 
+def _by_part(parts: Array) -> list[Array]:
+    """Return the places of each part's rows, parts ascending."""
+    if not len(parts):
+        return []
+    keys = parts - parts.min()
+    if keys.max() < 1 << 16:
+        keys = keys.astype(np.uint16)  # sorted by its digits, several times faster
+    order = np.argsort(keys, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
+
+
+def returned_dtype(spec: Column, *, raw: bool) -> np.dtype[Any]:
+    """Return the dtype callers see: float32 for bfloat16, or its bits where ``raw``."""
+    if spec.dtype == "bfloat16":
+        return np.dtype(np.uint16 if raw else np.float32)
+    return spec.stored
+
+
+def _target(out: Array | None, rows: int, spec: Column, *, raw: bool) -> Array:
+    """Return ``out``, checked, or a new array where there is none."""
+    shape, dtype = (rows, *spec.shape), returned_dtype(spec, raw=raw)
+    if out is None:
+        return np.empty(shape, dtype)
+    fits = out.shape == shape and out.dtype == dtype
+    if not fits or not out.flags.c_contiguous or not out.flags.writeable:
+        raise InvalidInputError(
+            f"column {spec.name!r} was to be read into an array {out.dtype}{list(out.shape)}; these rows take a "
+            f"writable, C-contiguous {dtype}{list(shape)}. Nothing was read. Give such an array, or none.",
+            kind="bad-out",
+            column=spec.name,
+        )
+    return out
+
+
 def decoded(out: Array, spec: Column, *, raw: bool) -> Array:
     """Return stored values as callers see them: bfloat16 widened to float32, or as bits where ``raw``."""
     if spec.bits and not raw:
@@ -220,3 +277,10 @@ def decoded(out: Array, spec: Column, *, raw: bool) -> Array:
     if raw and spec.dtype == "bfloat16" and not spec.bits:  # a table's values are rounded already
         return (out.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     return out
+
+
+def scalars(view: View, group: str, part: int, column: Column) -> Array:
+    """Return a scalar column's values of a part, ``[R, *shape]``."""
+    path = "tokens.parquet" if group == "tokens" else "scalars.parquet"
+    values = tables.column(view.table(view.commit(group, part), path), column.name)
+    return np.asarray(values).reshape(len(values), *column.shape)

@@ -7,7 +7,9 @@ one of many racing writers win. Nothing else in the package touches files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,10 +40,19 @@ class Stream(Protocol):
         """Drop what was written; calling it after ``finish`` does nothing."""
 
 
+ReadInto = Callable[[Sequence[tuple[int, Any]]], None]
+"""Fills each writable buffer from its offset, as ``Storage.read_into`` does."""
+
+
 class Storage(Protocol):
     """Keys to bytes. Keys are relative and validated; nothing here caches or interprets."""
 
     url: str
+    call_bytes: int
+    """What one call should read where more is wanted: little where a call costs nothing, so that it is still in the
+    processor's cache when it is looked at; much where calls travel."""
+    calls_at_once: int
+    """Calls that are worth making at once; 1: threads gain nothing."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Write a small object unless the key is taken; return whether this call wrote it."""
@@ -64,6 +75,17 @@ class Storage(Protocol):
     def read_into(self, key: str, ranges: Sequence[tuple[int, Any]]) -> None:
         """Fill each writable buffer from its offset; a short read raises ``object-short``."""
 
+    def reading(
+        self, key: str, soon: Sequence[Sequence[int]] = ()
+    ) -> AbstractContextManager[ReadInto]:
+        """Open an object for several reads, each as ``read_into``; ``soon`` are the (offset, size) they will ask for."""
+
+    def mapped(self, key: str) -> memoryview | None:
+        """Return a whole object as memory that is read when it is touched, or None where that cannot be had.
+
+        Whoever truncates the object meanwhile ends the process that touches it.
+        """
+
     def settle(self, prefix: str) -> None:
         """Make the names below a folder durable, whoever made them: a record may be seen before it is."""
 
@@ -78,6 +100,15 @@ class Storage(Protocol):
 
     def local_path(self, key: str) -> Path | None:
         """Return the file behind a key where there is one."""
+
+
+def each(storage: Storage, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Return what some work on each item comes to, in order; several at once where the storage gains by it."""
+    threads = min(storage.calls_at_once, len(items))
+    if threads < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))
 
 
 def check_key(key: str) -> str:

@@ -5,22 +5,50 @@ They stand in every commit, so that a harvest of NaNs is refused at once and sca
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+BLOCK_ITEMS = 1 << 16
+"""As float64 half a MiB: of 2^13 to 2^18 the fastest, measured on a server core."""
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def blocks(rows: int, row_items: int) -> Iterator[slice]:
+    """Yield slices of rows that are worked on together: so few that they stay in the processor's cache."""
+    step = max(1, BLOCK_ITEMS // max(1, row_items))
+    for low in range(0, rows, step):
+        yield slice(low, min(low + step, rows))
+
+
+def _like(block: Array, dtype: type[Any], held: dict[str, Array]) -> Array:
+    """Return memory of a block's shape that was used for an earlier, larger one."""
+    found = held.get(dtype.__name__)
+    if found is None:
+        found = held[dtype.__name__] = np.empty(block.shape, dtype)
+    return found[: len(block)]
 
 
 def bfloat16_bits(values: Array) -> Array:
     """Round float32 to bfloat16 bits (``uint16``), to nearest even; NaN stays NaN."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    nan = np.isnan(values)
-    if nan.any():
-        rounded = np.where(nan, (bits >> np.uint32(16)) | np.uint32(0x40), rounded)
-    return rounded.astype(np.uint16)
+    flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+    out = np.empty(flat.shape, np.uint16)
+    held = np.empty(min(len(flat), BLOCK_ITEMS), np.uint32)
+    for some in blocks(len(flat), 1):
+        bits, rounded = flat[some].view(np.uint32), held[: some.stop - some.start]
+        np.right_shift(bits, np.uint32(16), out=rounded)
+        rounded &= np.uint32(1)
+        rounded += np.uint32(0x7FFF)
+        rounded += bits
+        np.right_shift(rounded, np.uint32(16), out=rounded)
+        nan = np.isnan(flat[some])
+        if nan.any():
+            rounded[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(0x40)
+        out[some] = rounded
+    return out.reshape(np.shape(values))
 
 
 def float32_of_bits(bits: Array, out: Array | None = None) -> Array:
@@ -67,27 +95,33 @@ class Summary:
     nonfinite: int = 0
     first_bad_row: int = -1
 
-    def update(self, values: Array) -> None:
-        """Add rows ``[R, *shape]`` of a float dtype (bfloat16 already widened)."""
-        if not len(values):
-            return
-        if values.dtype.kind != "f":
-            values = values.astype(np.float64)
-        flat = values.reshape(len(values), -1)
-        if flat.dtype == np.float16:
-            flat = flat.astype(np.float32)
-        with np.errstate(invalid="ignore", over="ignore"):
-            squares = np.einsum("rd,rd->r", flat, flat, dtype=np.float64, casting="same_kind")
-            bad = ~(np.isfinite(flat.max(axis=1)) & np.isfinite(flat.min(axis=1)))
-        if bad.any():
-            if self.first_bad_row < 0:
-                self.first_bad_row = self.rows + int(np.argmax(bad))
-            self.nonfinite += int((~np.isfinite(flat[bad])).sum())
-            squares, flat = squares[~bad], flat[~bad]
-        self.norm_sum += float(np.sqrt(squares).sum())
-        if flat.size:
-            self.max_abs = max(self.max_abs, float(flat.max()), -float(flat.min()))
-        self.rows += len(values)
+    def update(self, values: Array, *, bits: bool = False) -> None:
+        """Add rows ``[R, *shape]``; of bfloat16 as bits where ``bits``."""
+        flat = values.reshape(len(values), math.prod(values.shape[1:]))
+        held: dict[str, Array] = {}  # used again for every block: fresh memory costs page faults
+        for some in blocks(*flat.shape):
+            block = flat[some]
+            if bits:
+                block = float32_of_bits(block, _like(block, np.float32, held))
+            wide = _like(block, np.float64, held)
+            with np.errstate(invalid="ignore", over="ignore"):
+                np.copyto(wide, block)
+                squares = np.einsum("rd,rd->r", wide, wide)
+            if not np.isfinite(squares).all():
+                block, squares = self._leave_out(block, squares)
+            self.norm_sum += float(np.sqrt(squares).sum())
+            if block.size:
+                self.max_abs = max(self.max_abs, float(block.max()), -float(block.min()))
+            self.rows += some.stop - some.start
+
+    def _leave_out(self, block: Array, squares: Array) -> tuple[Array, Array]:
+        """Count values that are not finite; return the rows without any, and their squares."""
+        finite = np.isfinite(block)
+        good = finite.all(axis=1)
+        if not good.all() and self.first_bad_row < 0:
+            self.first_bad_row = self.rows + int(np.argmin(good))
+        self.nonfinite += int((~finite).sum())
+        return block[good], squares[good]
 
     def merge(self, other: Summary) -> Summary:
         """Return the summary of both sets of rows."""

@@ -6,10 +6,15 @@ checked before any decoder sees them (Polars checks no page checksums).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +71,14 @@ DOCUMENTS = pa.schema(
 )
 CODES = pa.schema([("row", pa.int64()), ("latent", pa.uint32()), ("value", pa.float32())])
 ROWS = pa.schema([("row", pa.int64())])
+TOMBSTONE = pa.schema(
+    [
+        ("doc_id", pa.int64()),
+        ("part", pa.int32()),
+        ("seen_parts", pa.int32()),
+        ("reason", pa.string()),
+    ]
+)
 
 Table = pa.Table
 
@@ -97,13 +110,36 @@ def concat(tables: Sequence[Any]) -> Any:
     return pa.concat_tables(tables)
 
 
+def masked(data: Any, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> Any:
+    """Return the rows of a table where ``keep`` holds."""
+    return data.filter(pa.array(keep))
+
+
 def column(data: Any, name: str) -> np.ndarray[Any, np.dtype[Any]]:
     """Return a column as an array; fixed-size lists become 2-d."""
     chunked = data.column(name)
     if pa.types.is_fixed_size_list(chunked.type):
         flat = chunked.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return np.asarray(flat).reshape(len(chunked), chunked.type.list_size)
-    return np.asarray(chunked.to_numpy())
+    if chunked.null_count or not (
+        pa.types.is_integer(chunked.type) or pa.types.is_floating(chunked.type)
+    ):
+        return np.asarray(chunked.to_numpy())
+    # Arrow's own way imports pandas where it is installed: 0.3 s of a process that reads one small table.
+    dtype = np.dtype(chunked.type.to_pandas_dtype())
+    pieces = [
+        np.frombuffer(chunk.buffers()[1], dtype, len(chunk), chunk.offset * dtype.itemsize)
+        for chunk in chunked.chunks
+        if len(chunk)
+    ]
+    return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, dtype), *pieces])
+
+
+def replaced(data: Any, name: str, values: Any) -> Any:
+    """Return an Arrow table with other values in one column, of the type that was there."""
+    at = data.schema.get_field_index(name)
+    kind = data.schema.field(at)
+    return data.set_column(at, kind, pa.array(values, type=kind.type))
 
 
 def encode(data: Any) -> bytes:
@@ -122,17 +158,82 @@ def encode(data: Any) -> bytes:
 
 def decode(data: bytes, where: str = "table", columns: Sequence[str] | None = None) -> Any:
     """Return the Arrow table of Parquet bytes, or raise ``table-damaged``."""
+    # read_table goes through Arrow's dataset scanner, whose threads may outlive the interpreter: 11 of 26
+    # short processes ended in abort() with it, none of 28 like this (pyarrow 26, two cores).
+    with _readable(where), pq.ParquetFile(pa.BufferReader(data)) as file:
+        return file.read(columns=columns, use_threads=False)
+
+
+_KEPT_GROUPS = 4
+
+
+class TableFile:
+    """A Parquet file whose bytes were checked, read by row groups; the last ones read stay decoded. Threads may share it."""
+
+    def __init__(self, source: Path | bytes, where: str) -> None:
+        self._where = where
+        self._lock = threading.Lock()
+        with _readable(where):
+            self._file = (
+                pq.ParquetFile(str(source), memory_map=True)
+                if isinstance(source, Path)
+                else pq.ParquetFile(pa.BufferReader(source))
+            )
+            meta = self._file.metadata
+            sizes = [meta.row_group(number).num_rows for number in range(meta.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self._groups: OrderedDict[int, Any] = OrderedDict()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return int(self._starts[-1])
+
+    @property
+    def decoded(self) -> int:
+        """Row groups that are held decoded."""
+        return len(self._groups)
+
+    def read(self, low: int, high: int) -> Any:
+        """Return the rows ``low`` to ``high`` as an Arrow table; only the row groups that hold them are decoded."""
+        first, last = np.searchsorted(self._starts, [low, max(high - 1, low)], side="right") - 1
+        numbers = range(int(first), min(int(last), len(self._starts) - 2) + 1)
+        with self._lock:
+            pieces = [self._group(number) for number in numbers]
+        if not pieces:
+            return self._file.schema_arrow.empty_table()
+        return pa.concat_tables(pieces).slice(low - int(self._starts[first]), high - low)
+
+    def _group(self, number: int) -> Any:
+        if number not in self._groups:
+            with _readable(self._where):
+                self._groups[number] = self._file.read_row_group(number, use_threads=False)
+            if len(self._groups) > _KEPT_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(number)
+        return self._groups[number]
+
+
+@contextlib.contextmanager
+def _readable(where: str) -> Iterator[None]:
     try:
-        # read_table goes through Arrow's dataset scanner, whose threads may outlive the interpreter: 11 of 26
-        # short processes ended in abort() with it, none of 28 like this (pyarrow 26, two cores).
-        with pq.ParquetFile(pa.BufferReader(data)) as file:
-            return file.read(columns=columns, use_threads=False)
+        yield
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptError(
             f"{where} is no readable Parquet file ({error}). None of its rows were returned.",
             kind="table-damaged",
             path=where,
         ) from error
+
+
+def pack(data: bytes) -> bytes:
+    """Return bytes compressed (Zstd), for scratch files."""
+    return bytes(pa.compress(data, codec="zstd", asbytes=True))
+
+
+def unpack(data: bytes, size: int) -> bytes:
+    """Undo ``pack``; ``size`` is that of the bytes before."""
+    return bytes(pa.decompress(data, decompressed_size=size, codec="zstd", asbytes=True))
 
 
 def write_parquet(columns: Mapping[str, Any]) -> bytes:
@@ -231,31 +332,63 @@ def _hash_values(hasher: Any, array: Any) -> None:
         hasher.update(np.ascontiguousarray(filled.to_numpy(zero_copy_only=False)))
 
 
-def lazy(sources: Sequence[Path | bytes], schema: Any) -> pl.LazyFrame:
-    """Return a Polars lazy frame over verified files (or their bytes).
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """Some rows of a verified file (or of its bytes), as a source of ``lazy``."""
 
-    Raises
-    ------
-    InvalidInputError
-        ``missing-package`` where Polars is not installed.
-    """
+    source: Path | bytes
+    low: int
+    rows: int
+
+
+def polars() -> Any:
+    """Return the package, or raise ``missing-package``."""
     try:
-        import polars as pl
+        import polars
     except ModuleNotFoundError as error:
         raise InvalidInputError(
             "lazy tables need the package polars, which is not installed. Nothing was read. Install it "
             "(pip install polars), or use .arrow(name).",
             kind="missing-package",
         ) from error
-    if not sources:
-        empty = pl.from_arrow(schema.empty_table())
-        assert isinstance(empty, pl.DataFrame)
-        return empty.lazy()
-    if all(isinstance(source, Path) for source in sources):
-        paths = [str(source) for source in sources]
-        # A group may be called a=b; that makes no column of it.
-        return pl.scan_parquet(paths, glob=False, hive_partitioning=False)
-    return pl.concat([pl.read_parquet(source).lazy() for source in sources])
+    return polars
+
+
+def lazy(sources: Sequence[Path | bytes | Slice], schema: Any) -> pl.LazyFrame:
+    """Return a Polars lazy frame over verified files, their bytes or slices of them, one below the other.
+
+    Raises
+    ------
+    InvalidInputError
+        ``missing-package`` where Polars is not installed.
+    """
+    polars()
+    import polars as pl
+
+    frames: list[pl.LazyFrame] = []
+    for whole, run in itertools.groupby(sources, key=lambda source: isinstance(source, Path)):
+        pieces = list(run)
+        frames += [_scan(pieces)] if whole else map(_piece, pieces)
+    if not frames:
+        return from_arrow(schema.empty_table())
+    return frames[0] if len(frames) == 1 else pl.concat(frames)
+
+
+def _scan(paths: Sequence[Any]) -> pl.LazyFrame:
+    import polars as pl
+
+    # A group may be called a=b; that makes no column of it.
+    return pl.scan_parquet([str(path) for path in paths], glob=False, hive_partitioning=False)
+
+
+def _piece(source: Any) -> pl.LazyFrame:
+    import polars as pl
+
+    if not isinstance(source, Slice):
+        return pl.read_parquet(source).lazy()
+    if isinstance(source.source, Path):
+        return _scan([source.source]).slice(source.low, source.rows)
+    return pl.read_parquet(source.source).slice(source.low, source.rows).lazy()
 
 
 def from_arrow(data: Any) -> pl.LazyFrame:

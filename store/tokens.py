@@ -6,17 +6,20 @@ died goes on after the last whole part and cuts the same parts as one that did n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from store import tables
-from store.commits import Attempt, Commit, declare_group, load_commit, seal
+from store import layout, tables
+from store.commits import Attempt, Commit, load_commit
 from store.errors import ConflictError, InvalidInputError
-from store.schema import Column, Group, canonical
+from store.groups import declare_group, seal
+from store.records import canonical
+from store.schema import Column, Group
 from store.writer import Home, check_unsealed
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -84,14 +87,17 @@ class TokenSequence:
             for name in ("positions", "char_start", "char_end", "flags")
             if (values := getattr(self, name)) is not None and np.shape(values) != count
         }
-        outside = [span[1:] for span in self.spans if not 0 <= span[1] <= span[2] <= len(self)]
+        ends = sorted((low, high) for _, low, high in self.spans)
+        outside = [end for end in ends if not 0 <= end[0] < end[1] <= len(self)]
+        crossed = [two for one, two in itertools.pairwise(ends) if two[0] < one[1]]
         tokens = np.asarray(self.token_ids)
         if len(count) != 1 or not count[0] or tokens.dtype.kind not in "iu":
             what = f"has token_ids of shape {list(count)} and type {tokens.dtype}"
-        elif lengths or outside:
+        elif lengths or outside or crossed:
             what = f"of {count[0]} tokens has " + ", ".join(
                 [f"{name} of shape {list(shape)}" for name, shape in lengths.items()]
                 + [f"a span {low}:{high}" for low, high in outside]
+                + [f"a span {low}:{high} over another" for low, high in crossed]
             )
         elif not -(1 << 31) <= int(tokens.min()) <= int(tokens.max()) < 1 << 31:
             what = f"has token ids from {tokens.min()} to {tokens.max()}; they fit in int32"
@@ -101,7 +107,7 @@ class TokenSequence:
             return
         raise InvalidInputError(
             f"a sequence {what}. It was not taken; what was put before stands. Give one-dimensional arrays "
-            "of one length, at least one token.",
+            "of one length, at least one token, and documents that have tokens of their own.",
             kind="bad-sequence",
         )
 
@@ -154,6 +160,7 @@ class TokensWriter:
             "tokens"
         )  # the next part's number, and the source's place, count them
         parts = sorted({*view.parts("tokens"), *retired})
+        view.storage.settle(layout.commits_prefix("tokens"))  # no part may outlive those before it
         if parts != list(range(len(parts))):
             raise InvalidInputError(
                 f"the tokens of {store.url} have parts {parts[:8]}…, with gaps. Nothing was written. "
@@ -179,9 +186,9 @@ class TokensWriter:
     @property
     def rows(self) -> int:
         """Rows committed and waiting."""
-        return sum(commit.rows for commit in self.committed) + self._pending_rows
+        return sum(commit.slots for commit in self.committed) + self._pending_rows
 
-    def put(self, sequences: Sequence[TokenSequence], *, position: Any = None) -> None:
+    def put(self, sequences: Iterable[TokenSequence], *, position: Any = None) -> None:
         """Add sequences that must lie in one part (one sequence, or all roles of a pair).
 
         Parameters
@@ -198,6 +205,7 @@ class TokensWriter:
             ``sealed``: the group is complete. ``tokens-raced``: another writer committed other rows.
         """
         check_unsealed(self._store)
+        sequences = list(sequences)  # a generator is used up by its first reader
         for sequence in sequences:
             sequence.check()
         rows = sum(map(len, sequences))
@@ -281,7 +289,7 @@ class TokensWriter:
     def seal(self) -> None:
         """Say that the source ended: commit what waits and complete the group."""
         self.flush()
-        rows = sum(commit.rows for commit in self.committed)
+        rows = sum(commit.slots for commit in self.committed)
         seal(self._store.view.storage, self._store.id, "tokens", len(self.committed), rows)
         self._store = self._store.refresh()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from store import tables
 from store.codecs import CODECS
 from store.errors import InvalidInputError
 from store.schema import Column
@@ -24,6 +25,12 @@ class Codes:
     row: Array
     latent: Array
     value: Array
+
+    @classmethod
+    def of(cls, data: Any) -> Codes:
+        """Return the codes of a table, stored or joined of several."""
+        row, latent, value = (tables.column(data, name) for name in ("row", "latent", "value"))
+        return cls(row=row, latent=latent, value=value)
 
 
 def check_codes(values: Any, rows: Array, place: str, state: str) -> None:
@@ -107,8 +114,8 @@ def rows_of(values: Any, rows: Array, low: int, high: int) -> Any:
     return np.asarray(values)[low:high]
 
 
-def stored_values(values: Any, column: Column, *, raw: bool) -> tuple[Array, Array]:
-    """Return (values in the stored dtype, the numbers they stand for).
+def stored_values(values: Any, column: Column, *, raw: bool) -> Array:
+    """Return values in the stored dtype.
 
     Floats are rounded to nearest even and may become infinite there; integers that do not fit are refused.
     """
@@ -124,10 +131,8 @@ def stored_values(values: Any, column: Column, *, raw: bool) -> tuple[Array, Arr
             bits = np.ascontiguousarray(values)
         else:
             bits = bfloat16_bits(_cast(values, np.dtype(np.float32), column))
-        plain = float32_of_bits(bits)
-        return (bits if column.bits else plain), plain
-    stored = _cast(values, column.stored, column)
-    return stored, stored
+        return bits if column.bits else float32_of_bits(bits)
+    return _cast(values, column.stored, column)
 
 
 def _cast(values: Array, target: np.dtype[Any], column: Column) -> Array:

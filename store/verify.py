@@ -16,10 +16,14 @@ from store.checksum import extend
 from store.commits import Commit, exists, list_commits
 from store.digest import digest
 from store.errors import CorruptError, NotFoundError, StoreError
+from store.index_care import check_index
+from store.index_records import index_keys
 from store.layout import CHUNK_ROWS
 from store.pins import load_pin
 from store.posix import TEMPORARY
 from store.schema import NAME, Column, Group
+from store.storage import Storage
+from store.tombstones import list_tombstones, load_tombstone
 from store.view import View
 
 if TYPE_CHECKING:
@@ -112,38 +116,29 @@ def _verify_group(
     view: View, name: str, report: Report, progress: Callable[[str, int], None] | None
 ) -> None:
     group = view.group(name)
-    rows = 0
+    rows, unread = 0, False
     for part in view.parts(name):
         commit = _guard(report, view.commit, name, part)
         if commit is None:
+            unread = True
             continue
         report.parts += 1
-        rows += commit.rows
+        rows += commit.slots
         _guard(report, _verify_rows, view, commit)
         for path in commit.objects:
             _guard(report, _verify_object, view, group, commit, path, report)
         if progress is not None:
             progress(name, report.checked_bytes)
     report.rows += rows if name == "tokens" else 0
-    _guard(report, _verify_seal, view, name, rows)
+    _guard(report, _verify_seal, view, name, None if unread else rows)
+    for key in index_keys(view.storage, name):
+        _guard(report, check_index, view, key)
     report.failed_parts += sorted(view.storage.keys(f"groups/{name}/failed"))
 
 
 def _verify_rows(view: View, commit: Commit) -> None:
     """Check that tokens number their rows as the format says, and that other groups cover the part's rows."""
-    base = commit.part * view.stride_rows
-    if commit.group == "tokens":
-        row = tables.column(view.table(commit, "tokens.parquet"), "row")
-        good = np.array_equal(row, base + np.arange(commit.rows)) and _tiled(view, commit, base)
-    else:
-        kept = view.kept(commit)
-        tokens = view.commit("tokens", commit.part)
-        good = commit.rows == (tokens.rows if kept is None else len(kept))
-        if "scalars.parquet" in commit.objects and good:
-            row = tables.column(view.table(commit, "scalars.parquet"), "row")
-            good = bool(
-                np.array_equal(row, base + np.arange(commit.rows) if kept is None else kept)
-            )
+    good = _numbered(view, commit) if commit.group == "tokens" else _covered(view, commit)
     if not good:
         raise CorruptError(
             f"part {commit.part} of group {commit.group!r} does not hold the rows its commit says. Make "
@@ -154,15 +149,42 @@ def _verify_rows(view: View, commit: Commit) -> None:
         )
 
 
-def _tiled(view: View, commit: Commit, base: int) -> bool:
-    """Return whether the part's sequences lie one behind the other and fill it."""
-    data = view.table(commit, "sequences.parquet")
+def _numbered(view: View, commit: Commit) -> bool:
+    """Return whether tokens have the row ids of their part, and its sequences hold them, one behind the other."""
+    base = commit.part * view.stride_rows
+    row = tables.column(view.objects.stored_table(commit, "tokens.parquet"), "row")
+    data = view.objects.stored_table(commit, "sequences.parquet")
     first, rows = (tables.column(data, name).astype(np.int64) for name in ("first_row", "rows"))
-    starts = base + np.concatenate([[0], np.cumsum(rows)])
-    same = np.array_equal(first, starts[:-1]) and np.array_equal(
-        tables.column(data, "seq_id"), first
+    inside = (rows > 0).all() and len(row) == commit.slots - commit.purged == rows.sum()
+    if not inside or not np.array_equal(tables.column(data, "seq_id"), first):
+        return False
+    held = np.repeat(first - np.cumsum(rows) + rows, rows) + np.arange(len(row))
+    low, high = (row[0], row[-1]) if len(row) else (base, base)
+    ascending = bool((np.diff(row) > 0).all())
+    return np.array_equal(held, row) and base <= low <= high < base + commit.slots and ascending
+
+
+def _covered(view: View, commit: Commit) -> bool:
+    """Return whether a group's part has a slot for each of the tokens (or of its sample), and a line in its tables."""
+    tokens = view.commit("tokens", commit.part)
+    base = commit.part * view.stride_rows
+    masked = view.group(commit.group).masked
+    held = (
+        tables.column(view.objects.stored_table(commit, "rows.parquet"), "row")
+        if masked
+        else base + np.arange(tokens.slots)
     )
-    return bool(same and starts[-1] == base + commit.rows and (rows > 0).all())
+    if commit.slots != len(held):
+        return False
+    if "scalars.parquet" not in commit.objects:
+        return True
+    row = tables.column(view.objects.stored_table(commit, "scalars.parquet"), "row")
+    kept = view.kept(commit)
+    wanted = held if kept is None else kept
+    # Where documents were removed, a table may still have their rows, or was written without them.
+    return bool(
+        np.isin(row, held).all() and np.isin(wanted, row).all() and (np.diff(row) > 0).all()
+    )
 
 
 def _verify_object(view: View, group: Group, commit: Commit, path: str, report: Report) -> None:
@@ -170,17 +192,17 @@ def _verify_object(view: View, group: Group, commit: Commit, path: str, report: 
         if column.kind == "dense" and path == layout.shard_path(column.name, 1 + len(column.shape)):
             _verify_shard(view, commit, column, path, report)
             return
-    view.check(commit, path)
+    view.objects.check(commit, path)
     report.checked_bytes += commit.objects[path].size
 
 
 def _verify_shard(view: View, commit: Commit, column: Column, path: str, report: Report) -> None:
     """Check a shard chunk by chunk, so that each bad chunk is named, then as a whole."""
     item = commit.objects[path]
-    reader = view.open_shard(commit, column)
+    reader = view.objects.open_shard(commit, column)
     bad = len(report.problems)
     out = np.empty((CHUNK_ROWS, *column.shape), column.stored)
-    for chunk in range(-(-commit.rows // CHUNK_ROWS)):
+    for chunk in range(-(-commit.slots // CHUNK_ROWS)):
         _guard(report, reader.read_chunks, [chunk], [out])
     report.checked_bytes += item.size
     if len(report.problems) == bad and _crc(view, commit.prefix + path, item.size) != item.crc32c:
@@ -203,11 +225,15 @@ def _crc(view: View, key: str, size: int) -> str:
     return f"{crc:08x}"
 
 
-def _verify_seal(view: View, name: str, rows: int) -> None:
+def _verify_seal(view: View, name: str, rows: int | None) -> None:
+    """Check that what a seal counts is there; ``rows`` is None where some part could not be counted."""
     sealed = view.sealed(name)
     parts = view.parts(name)
-    retired = {part for part in view.retired(name) if sealed and part < sealed["parts"]}
-    if retired:  # how many rows they had is gone with them
+    gone = view.retired(name)
+    if view.group(name).states:  # no state is shown that was made of rows that were removed
+        gone = gone | {part for part in view.parts("tokens") if view.visible(part) is not None}
+    retired = {part for part in gone if sealed and part < sealed["parts"]}
+    if retired or rows is None:  # how many rows they had is gone with them, or said already
         rows = sealed["rows"] if sealed is not None else rows
     counted = len(parts) + len(retired)
     if sealed is not None and (sealed["parts"], sealed["rows"]) != (counted, rows):
@@ -217,7 +243,7 @@ def _verify_seal(view: View, name: str, rows: int) -> None:
             kind="seal-broken",
             group=name,
         )
-    extra = sorted(set(list_commits(view.storage, name)) - set(parts) - view.retired(name))
+    extra = sorted(set(list_commits(view.storage, name)) - set(parts) - gone)
     if extra and view.pin is None:
         raise CorruptError(
             f"group {name!r} has commits of parts {extra[:8]}, which the tokens do not have (they are "
@@ -241,6 +267,8 @@ def _verify_records(store: Store, report: Report) -> None:
     for key in list(storage.keys("pins")):
         if key.endswith(".json"):
             _guard(report, _verify_pin, store, key)
+    for tombstone in list_tombstones(storage):
+        _guard(report, load_tombstone, storage, tombstone)
     for asset in filter(NAME.fullmatch, storage.folders("assets")):
         if exists(storage, f"assets/{asset}/{MANIFEST}"):
             files = _guard(report, get_asset, storage, asset)
@@ -272,7 +300,7 @@ def _orphans(view: View, groups: Sequence[str]) -> Iterator[str]:
             if re.fullmatch(r"[0-9]{8}", folder):
                 yield from _orphan_attempts(view, name, int(folder))
     for asset in filter(NAME.fullmatch, storage.folders("assets")):
-        if not exists(storage, f"assets/{asset}/{MANIFEST}"):
+        if not exists(storage, f"assets/{asset}/{MANIFEST}") and _holds(storage, f"assets/{asset}"):
             yield f"assets/{asset}"
     for key in storage.keys(""):
         if "/parts/" not in key and key.rpartition("/")[2].startswith(TEMPORARY):
@@ -293,4 +321,11 @@ def _orphan_attempts(view: View, name: str, part: int) -> Iterator[str]:
     except StoreError:
         return
     prefix = f"groups/{name}/parts/{part:08d}"
-    yield from (f"{prefix}/{a}" for a in view.storage.folders(prefix) if a != named)
+    for attempt in view.storage.folders(prefix):
+        if attempt != named and _holds(view.storage, f"{prefix}/{attempt}"):
+            yield f"{prefix}/{attempt}"
+
+
+def _holds(storage: Storage, prefix: str) -> bool:
+    """Return whether there is anything in a folder: who dies before its first file leaves an empty one."""
+    return next(iter(storage.keys(prefix)), None) is not None

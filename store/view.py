@@ -9,38 +9,29 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from store import layout, tables
-from store.checksum import crc32c
-from store.commits import (
-    Commit,
-    exists,
-    expected_objects,
-    list_retired,
-    load_commit,
-    load_group,
-    load_sealed,
-)
+from store.commits import Commit, check_commit, exists, list_retired, load_commit
 from store.coverage import Coverage, live_parts
-from store.errors import (
-    CorruptError,
-    InvalidInputError,
-    NotFoundError,
-    StoreError,
-    UnsupportedVersionError,
-)
-from store.partials import check_partial_size, decode_partial, partial_path
+from store.errors import NotFoundError, StoreError
+from store.groups import load_group, load_sealed, resolve
+from store.objects import Objects
 from store.pins import load_pin
 from store.schema import NAME, Column, Group
-from store.shards import Scratch, ShardReader, identity
-from store.storage import Storage
+from store.shard_reader import RowReader, SomeRows
+from store.storage import Storage, each
+from store.tombstones import Tombstones, list_tombstones, visible_rows, visible_table
 
 _OPEN_SHARDS = 256  # readers kept, each with its index and one bit a chunk
 _OPEN_TABLES = 64
+_AT_ONCE = 1024  # records asked for together
+_KEPT_RECORDS = 1 << 16  # 3 KB each: a store of a million parts must not fill the memory
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class View:
@@ -53,22 +44,21 @@ class View:
         self.store_id = store_id
         self.stride_rows = stride_rows
         self.pin = pin
-        self._pinned = None if pin is None else load_pin(storage, store_id, pin)
+        pinned = None if pin is None else load_pin(storage, store_id, pin)
+        self._pinned = None if pinned is None else pinned.commits
+        marks = list_tombstones(storage) if pinned is None else pinned.tombstones
+        self._tombstones = Tombstones(storage, marks)
         self._groups: dict[str, Group] | None = None
         self._parts: dict[str, dict[int, int]] = {}
+        self._stored: dict[tuple[str, int], Commit] = {}
         self._commits: dict[tuple[str, int], Commit] = {}
+        self._visible: dict[int, Array | None] = {}
         self._sealed: dict[str, dict[str, Any] | None] = {}
-        self._shards: OrderedDict[tuple[str, str], ShardReader] = OrderedDict()
+        self._shards: OrderedDict[tuple[str, str], RowReader] = OrderedDict()
         self._tables: OrderedDict[str, Any] = OrderedDict()
-        self._verified: set[str] = set()
         self._retired: dict[str, set[int]] = {}
-        self._scratch = Scratch()
+        self.objects = Objects(storage, store_id, stride_rows)
         self._lock = threading.RLock()
-        if any(True for _ in storage.keys("tombstones")):
-            raise UnsupportedVersionError(
-                f"{storage.url} has documents marked as removed (tombstones/), which this version cannot "
-                "leave out. Nothing was read. Upgrade actlake."
-            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return View, (self.storage, self.store_id, self.stride_rows, self.pin)
@@ -127,16 +117,19 @@ class View:
     def parts(self, name: str) -> dict[int, int]:
         """Return part → n of the group's committed parts, ascending; parts behind a seal are ignored.
 
+        A group of states has no part of which rows were removed: the state was made of them, too.
+
         Raises
         ------
         CorruptError
             ``part-missing``: a record is gone. Tokens are written in part order, so a gap in them is damage,
             and so is a part a seal counts that is not there.
         """
-        self.group(name)
+        group = self.group(name)
         if name not in self._parts:
             if self._pinned is not None:
-                found = {part: n for (group, part), (n, _) in self._pinned.items() if group == name}
+                pinned = self._pinned.items()
+                found = dict(sorted((part, n) for (group, part), (n, _) in pinned if group == name))
             else:
                 found = live_parts(
                     self.storage,
@@ -146,14 +139,46 @@ class View:
                     retired=self.retired(name),
                     tokens=None if name == "tokens" else self.parts("tokens"),
                 )
-            self._parts[name] = dict(sorted(found.items()))
+            if group.states:
+                found = {part: n for part, n in found.items() if self.visible(part) is None}
+            self._parts[name] = found
         return self._parts[name]
 
     def commit(self, name: str, part: int) -> Commit:
-        """Return the record of one part, checked against the pin and against the tokens it was made from."""
+        """Return the record of one part, checked against the pin and against the tokens it was made from.
+
+        Its ``rows`` are those that may be read; ``table``, ``shard`` and ``kept`` count them in the same way.
+        """
         key = (name, part)
-        if key not in self._commits:
+        found = self._commits.get(key)
+        if found is None:
+            found = self.stored_commit(name, part)
+            kept = self.kept(found) if self.hides(part) else None
+            found = found if kept is None else replace(found, rows=len(kept))
+            self._keep(self._commits, key, found)
+        return found
+
+    def commits(self, name: str, parts: Iterable[int] | None = None) -> Iterator[Commit]:
+        """Yield the records of some parts of a group (default: all), in part order; see ``commit``."""
+        wanted = list(self.parts(name) if parts is None else parts)
+        for low in range(0, len(wanted), _AT_ONCE):
+            some = wanted[low : low + _AT_ONCE]
+            yield from each(self.storage, lambda part: self.commit(name, part), some)
+
+    def stored_commit(self, name: str, part: int) -> Commit:
+        """Return the record as it is stored, checked."""
+        key = (name, part)
+        found = self._stored.get(key)
+        if found is None:
             n = self.parts(name).get(part)
+            if n is None and self.group(name).states and self.visible(part) is not None:
+                raise NotFoundError(
+                    f"the state of part {part} in group {name!r} of {self.storage.url} was made of rows that were removed "
+                    "since; a part that lost documents keeps no state. Nothing was read. Compute it from the rows that are left.",
+                    kind="removed-since",
+                    group=name,
+                    part=part,
+                )
             if n is None:
                 raise NotFoundError(
                     f"part {part} of group {name!r} is not committed in {self.storage.url}. Nothing was "
@@ -164,10 +189,16 @@ class View:
                 )
             if self._pinned is not None:
                 self._check_kept(name, part, n)
-            commit = load_commit(self.storage, self.store_id, name, part, n)
-            self._check_commit(commit)
-            self._commits[key] = commit
-        return self._commits[key]
+            found = load_commit(self.storage, self.store_id, name, part, n)
+            self._check_commit(found)
+            self._keep(self._stored, key, found)
+        return found
+
+    def _keep(self, held: dict[tuple[str, int], Commit], key: tuple[str, int], one: Commit) -> None:
+        with self._lock:
+            held[key] = one
+            if len(held) > _KEPT_RECORDS:
+                del held[next(iter(held))]  # the first that came
 
     def _check_kept(self, name: str, part: int, n: int) -> None:
         """Raise ``purged`` where what a pin saw is gone, retired or replaced by a later commit."""
@@ -187,198 +218,182 @@ class View:
         )
 
     def _check_commit(self, commit: Commit) -> None:
-        place = f"part {commit.part} of group {commit.group!r}"
         if self._pinned is not None:
             want = self._pinned[commit.group, commit.part][1]
             if commit.hash != want:
                 raise self._purged(
                     commit.group, commit.part, f"another now ({want[:12]} → {commit.hash[:12]})"
                 )
-        if commit.rows > self.stride_rows:
-            raise CorruptError(
-                f"{place} claims {commit.rows} rows; a part numbers {self.stride_rows}. It was not used. "
-                "`actlake verify` lists all damage.",
-                kind="record-invalid",
-                group=commit.group,
-                part=commit.part,
-            )
-        if missing := sorted(expected_objects(self.group(commit.group)) - set(commit.objects)):
-            raise CorruptError(
-                f"the commit of {place} does not list {', '.join(missing)}. None of its rows were returned. "
-                "Restore the record from a copy.",
-                kind="object-missing",
-                group=commit.group,
-                part=commit.part,
-            )
-        if commit.recipe != self.group(commit.group).recipe_hash:
-            raise CorruptError(
-                f"{place} was committed under another recipe ({commit.recipe[:12]}). It was not used. "
-                "`actlake verify` lists all damage.",
-                kind="foreign-record",
-                group=commit.group,
-                part=commit.part,
-            )
+        check_commit(commit, self.group(commit.group), self.stride_rows)
         if commit.group != "tokens":
-            tokens = self.commit("tokens", commit.part)
-            if commit.tokens != tokens.hash:
-                raise StoreError(
-                    f"{place} was computed from other tokens ({str(commit.tokens)[:12]}) than the store "
-                    f"now holds ({tokens.hash[:12]}). It was not used. Make the group again.",
-                    kind="tokens-mismatch",
-                    group=commit.group,
-                    part=commit.part,
-                )
+            self._check_tokens(commit)
+
+    def _check_tokens(self, commit: Commit) -> None:
+        """Raise unless a commit was made from the tokens, and without the documents, that this view sees."""
+        place = f"part {commit.part} of group {commit.group!r}"
+        where = {"group": commit.group, "part": commit.part}
+        tokens = self.stored_commit("tokens", commit.part)
+        if commit.tokens in self.earlier_tokens(commit.part):
+            raise StoreError(
+                f"documents are being purged from {place}, or a purge was interrupted: the group still holds "
+                "them. It was not used. Run `actlake purge` again to complete it.",
+                kind="purge-unfinished",
+                **where,
+            )
+        if commit.tokens != tokens.hash and not self.objects.was_replaced(tokens):
+            raise StoreError(
+                f"{place} was computed from other tokens ({str(commit.tokens)[:12]}) than the store "
+                f"now holds ({tokens.hash[:12]}). It was not used. Make the group again.",
+                kind="tokens-mismatch",
+                **where,
+            )
+        if commit.tokens != tokens.hash or not set(commit.without) <= set(self.tombstones):
+            raise StoreError(
+                f"documents were removed from {place} after this reader listed what is removed; it holds nothing for "
+                "their rows. It was not used. Open the store again.",
+                kind="removed-since",
+                **where,
+            )
 
     def coverage(self, name: str) -> Coverage:
         """Return how far a group reaches."""
         parts = self.parts(name)
         return Coverage(
             parts=len(parts),
-            rows=sum(self.commit(name, part).rows for part in parts),
+            rows=sum(commit.rows for commit in self.commits(name)),
             sealed=self.sealed(name) is not None,
             tokens_parts=len(self.parts("tokens")),
         )
 
     # -- objects ---------------------------------------------------------------------------------------
 
-    def check(self, commit: Commit, path: str) -> bytes | None:
-        """Verify a whole object once; return its bytes where this call read them."""
-        key = commit.prefix + path
-        if key in self._verified:
-            return None
-        item = commit.objects.get(path)
-        place = f"{path} of group {commit.group!r}, part {commit.part}"
-        where = {"path": key, "group": commit.group, "part": commit.part}
-        tail = "None of its rows were returned. Restore the file from a copy."
-        if item is None:
-            raise CorruptError(
-                f"{place} is not listed in its commit. {tail}", kind="object-missing", **where
-            )
-        try:
-            data = self.storage.get(key)
-        except NotFoundError as error:
-            raise CorruptError(
-                f"{place} is gone. {tail}", kind="object-missing", **where
-            ) from error
-        if len(data) != item.size:
-            raise CorruptError(
-                f"{place} has {len(data)} bytes where its commit says {item.size}. {tail}",
-                kind="object-size",
-                **where,
-            )
-        if f"{crc32c(data):08x}" != item.crc32c:
-            raise CorruptError(
-                f"{place} does not fit its crc32c. {tail}", kind="object-damaged", **where
-            )
-        self._verified.add(key)
-        return data
-
     def table(self, commit: Commit, path: str) -> Any:
-        """Return one Parquet object of a commit as an Arrow table, verified."""
+        """Return one Parquet object of a commit as an Arrow table, verified, without rows that were removed."""
         key = commit.prefix + path
         with self._lock:
             if key not in self._tables:
-                data = self.check(commit, path) or self.storage.get(key)
-                self._tables[key] = self._decoded(commit, path, data)
+                self._tables[key] = self._shown(
+                    commit, path, self.objects.stored_table(commit, path)
+                )
                 if len(self._tables) > _OPEN_TABLES:
                     self._tables.popitem(last=False)
             self._tables.move_to_end(key)
             return self._tables[key]
 
-    def _decoded(self, commit: Commit, path: str, data: bytes) -> Any:
-        found = tables.decode(data, commit.prefix + path)
-        if len(found) != commit.objects[path].rows:
-            raise CorruptError(
-                f"{path} of group {commit.group!r}, part {commit.part} holds {len(found)} rows where its "
-                f"commit says {commit.objects[path].rows}. None of them were returned. Restore the file "
-                "from a copy.",
-                kind="rows-differ",
-                path=commit.prefix + path,
-                group=commit.group,
-                part=commit.part,
-            )
-        return found
+    def _shown(self, commit: Commit, path: str, data: Any) -> Any:
+        visible = self.visible(commit.part)
+        if visible is None:
+            return data
+        document = path == "documents.parquet"
+        return visible_table(
+            data, path, visible, self.table(commit, "tokens.parquet") if document else None
+        )
 
-    def lazy_sources(self, group: str, path: str) -> list[Any]:
-        """Return the verified files (or bytes) of one table over all parts, in part order."""
+    def lazy_sources(self, group: str, path: str, parts: Iterable[int] | None = None) -> list[Any]:
+        """Return the verified files (or bytes) of one table over some parts (default: all), in part order."""
         sources: list[Any] = []
-        for part in self.parts(group):
+        for part in self.parts(group) if parts is None else parts:
             commit = self.commit(group, part)
-            data = self.check(commit, path)
+            if self.visible(part) is not None:
+                sources.append(tables.encode(self.table(commit, path)))
+                continue
+            data = self.objects.check(commit, path)
             local = self.storage.local_path(commit.prefix + path)
             sources.append(local or data or self.storage.get(commit.prefix + path))
         return sources
 
-    def shard(self, commit: Commit, column: Column) -> ShardReader:
-        """Return the open shard of a dense column."""
+    def shard(self, commit: Commit, column: Column) -> RowReader:
+        """Return the open shard of a dense column, its rows counted without those that were removed."""
         key = (commit.prefix, column.name)
         with self._lock:
-            if key not in self._shards:
-                self._shards[key] = self.open_shard(commit, column)
-                if len(self._shards) > _OPEN_SHARDS:
-                    self._shards.popitem(last=False)
+            found = self._shards.get(key)
+        if found is None:  # without the lock: others open theirs meanwhile
+            opened, slots = self.objects.open_shard(commit, column), self.slots(commit)
+            found = opened if slots is None else SomeRows(opened, slots)
+        with self._lock:
+            found = self._shards.setdefault(key, found)
             self._shards.move_to_end(key)
-            return self._shards[key]
-
-    def open_shard(self, commit: Commit, column: Column) -> ShardReader:
-        """Return a reader of a dense column's shard that has verified no chunk yet."""
-        item = commit.objects[layout.shard_path(column.name, 1 + len(column.shape))]
-        return ShardReader(
-            self.storage,
-            commit.prefix,
-            column,
-            identity(self.store_id, commit.group, commit.part, column.name, commit.attempt),
-            rows=commit.rows,
-            stride_rows=self.stride_rows,
-            size=item.size,
-            scratch=self._scratch,
-        )
-
-    def partial(self, commit: Commit, column: Column) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-        """Return the state in a partial column of a commit, verified; its arrays are read-only."""
-        path = partial_path(column.name)
-        key = commit.prefix + path
-        check_partial_size(commit.objects[path].size, key)
-        data = self.check(commit, path)
-        return decode_partial(self.storage.get(key) if data is None else data, key)
+            if len(self._shards) > _OPEN_SHARDS:
+                self._shards.popitem(last=False)
+        return found
 
     def kept(self, commit: Commit) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        """Return the row ids a masked group's part holds, or None where it holds all."""
+        """Return the ids of the rows that may be read of a part, ascending; None where it holds all the tokens had."""
         if not self.group(commit.group).masked:
-            return None
+            return self.visible(commit.part)
         return np.asarray(tables.column(self.table(commit, "rows.parquet"), "row"), np.int64)
+
+    def slots(self, commit: Commit) -> Array | None:
+        """Return where the rows that may be read lie in the part's shards; None where that is all of them."""
+        visible = self.visible(commit.part)
+        if visible is None:
+            return None
+        if not self.group(commit.group).masked:
+            return visible - commit.part * self.stride_rows
+        held = tables.column(self.objects.stored_table(commit, "rows.parquet"), "row")
+        return np.flatnonzero(np.isin(held, visible))
+
+    def visible(self, part: int) -> Array | None:
+        """Return the ids of the rows of a part that no tombstone and no purge took away; None where that is all."""
+        if not self.hides(part):
+            return None
+        if part not in self._visible:
+            tokens = self.stored_commit("tokens", part)
+            data = self.objects.stored_table(tokens, "tokens.parquet")
+            ids = visible_rows(data, self._tombstones.documents(part))
+            self._visible[part] = None if len(ids) == tokens.slots else ids
+        return self._visible[part]
+
+    def hiding(self, part: int) -> tuple[str, ...]:
+        """Return the tombstones of this view that remove rows of a part."""
+        if not len(documents := self._tombstones.documents(part)):
+            return ()
+        data = self.objects.stored_table(self.stored_commit("tokens", part), "tokens.parquet")
+        held = np.intersect1d(documents, tables.column(data, "doc_id"))
+        return self._tombstones.naming(part, held)
+
+    def unpurged(self, part: int) -> bool:
+        """Return whether objects of a part still hold rows that were removed."""
+        visible = self.visible(part)
+        if visible is None:
+            return False
+        tokens = self.stored_commit("tokens", part)
+        return len(visible) < tokens.slots - tokens.purged
+
+    def earlier_tokens(self, part: int) -> set[str]:
+        """Return the hashes of the tokens commits of a part that a purge replaced."""
+        last = self.parts("tokens").get(part, 0)
+        if not last or not self.stored_commit("tokens", part).purged:
+            return set()
+        earlier = (load_commit(self.storage, self.store_id, "tokens", part, n) for n in range(last))
+        return {commit.hash for commit in earlier}
+
+    def hides(self, part: int) -> bool:
+        """Return whether rows of a part may have been removed; where not, nothing need be read to know."""
+        return self.parts("tokens").get(part, 0) > 0 or len(self._tombstones.documents(part)) > 0
+
+    @property
+    def tombstones(self) -> tuple[str, ...]:
+        """The ids of the tombstones this view obeys, sorted."""
+        return self._tombstones.ids
+
+    @property
+    def removed(self) -> dict[str, Array]:
+        """What the tombstones of this view say; see ``Tombstones.entries``."""
+        return self._tombstones.entries
 
     # -- columns ---------------------------------------------------------------------------------------
 
     def resolve(self, address: str) -> tuple[Group, Column]:
         """Return the column behind ``group:site``, or behind ``site`` where only one group has it."""
-        name, found, site = address.rpartition(":")
-        if found:
-            group = self.group(name)
-            if site in group.columns:
-                return group, group.columns[site]
-        else:
-            holders = [group for group in self.groups.values() if site in group.columns]
-            if len(holders) == 1:
-                return holders[0], holders[0].columns[site]
-            if holders:
-                raise InvalidInputError(
-                    f"column {site!r} is in several groups: {', '.join(g.name for g in holders)}. Nothing "
-                    f"was read. Say which: {holders[0].name}:{site}",
-                    kind="ambiguous-column",
-                )
-        known = ", ".join(f"{g.name}:{c}" for g in self.groups.values() for c in g.columns)
-        raise NotFoundError(
-            f"there is no column {address!r} in {self.storage.url}; known: {known or 'none'}. Nothing was "
-            f"read. Add it: actlake ingest --into {self.storage.url} --group NAME --model M --sites {site}",
-            kind="column-missing",
-            column=address,
-        )
+        if ":" in address:
+            self.group(address.rpartition(":")[0])
+        return resolve(self.groups, address, self.storage.url)
 
     def entries(self, groups: Sequence[str]) -> list[tuple[str, int, int, str]]:
         """Return (group, part, n, commit hash) of all parts of some groups, sorted."""
         return sorted(
-            (name, part, n, self.commit(name, part).hash)
+            (name, commit.part, self.parts(name)[commit.part], commit.hash)
             for name in groups
-            for part, n in self.parts(name).items()
+            for commit in self.commits(name)
         )

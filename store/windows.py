@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from store import tables
+from store.buffers import Pool
 from store.errors import ConflictError, InvalidInputError
 from store.layout import CHUNK_ROWS
 from store.order import Order
-from store.rows import decoded
-from store.schema import Column, Group, canonical, sha256
+from store.records import canonical, sha256
+from store.rows import decoded, returned_dtype, scalars
+from store.schema import Column, Group
+from store.storage import each
 from store.view import View
 
 MAX_WINDOW_ROWS = 4_000_000
@@ -125,7 +128,7 @@ class Windows:
         for name in groups:
             shared &= set(self.view.parts(name))
         parts = np.array(sorted(shared), np.int64)
-        rows = np.array([self.view.commit("tokens", int(p)).rows for p in parts], np.int64)
+        rows = np.array([c.rows for c in self.view.commits("tokens", sorted(shared))], np.int64)
         if not len(parts):
             raise InvalidInputError(
                 f"no part holds all of {', '.join(c for c, _, _ in self.columns)}. Nothing was read. "
@@ -134,7 +137,7 @@ class Windows:
             )
         if self.window_rows is None:
             row_bytes = 8 + sum(
-                column.row_bytes * (3 if column.bits and not self.raw else 1)  # bits and floats
+                column.row_bytes * (2 if column.bits and not self.raw else 1)
                 for _, _, column in self.columns
             )
             self.window_rows = default_window_rows(int(rows.sum()), row_bytes)
@@ -159,11 +162,14 @@ class Windows:
             for group in self._masked:
                 kept = self.view.kept(self.view.commit(group, part))
                 assert kept is not None
-                held = np.zeros(len(keep), bool)
-                held[kept - part * self.view.stride_rows] = True
-                keep &= held
+                keep &= np.isin(self._ids(part, np.arange(len(keep))), kept)
             self._masks[index] = keep
         return self._masks[index]
+
+    def _ids(self, part: int, rows: Array) -> Array:
+        """Return the ids of rows of a part, counted among those that may be read."""
+        visible = self.view.visible(part)
+        return part * self.view.stride_rows + rows if visible is None else visible[rows]
 
     @property
     def _filtered(self) -> bool:
@@ -175,7 +181,8 @@ class Windows:
         local = (chunk[:, None] * CHUNK_ROWS + np.arange(CHUNK_ROWS)).reshape(-1)
         part = np.repeat(part, CHUNK_ROWS)
         keep = local < self.order.rows[part]
-        part, local = part[keep], local[keep]
+        if not keep.all():
+            part, local = part[keep], local[keep]
         if self._filtered:
             keep = np.empty(len(part), bool)
             for low, high in _runs(part):
@@ -226,12 +233,16 @@ class Windows:
     # -- reading ---------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Window]:
-        position = 0
+        """Yield the windows; memory of those that nobody holds any more is used again for later ones."""
+        pool, position = Pool(), 0
         for number in range(self.order.windows):
-            size = self._size(number)
-            if size and position + size > self.start:
-                yield self._read(number, position)
-            position += size
+            if position < self.start and position + self._size(number) <= self.start:
+                position += self._size(number)
+                continue
+            part, local = self._survivors(number)
+            if len(part):
+                yield self._read(number, position, part, local, pool)
+            position += len(part)
 
     def _size(self, number: int) -> int:
         if self._filtered:
@@ -239,19 +250,22 @@ class Windows:
         part, chunk = self.order.window(number)
         return int(np.minimum(CHUNK_ROWS, self.order.rows[part] - chunk * CHUNK_ROWS).sum())
 
-    def _read(self, number: int, position: int) -> Window:
-        part, local = self._survivors(number)
+    def _read(self, number: int, position: int, part: Array, local: Array, pool: Pool) -> Window:
         order = self.order.shuffle(number, len(part))
-        positions = position + np.arange(len(part))
-        mine = (positions >= self.start) & (positions % self.world == self.rank)
-        chosen = order[mine]
-        place = np.full(len(part), -1, np.int64)
+        first = max(self.start - position, 0)
+        first += (self.rank - position - first) % self.world
+        chosen = order[first :: self.world]
+        place = np.full(len(part), -1, np.int64)  # -1: another rank's, or read before
         place[chosen] = np.arange(len(chosen))
-        row_ids = self.order.parts[part] * self.view.stride_rows + local
+        row_ids = np.empty(len(part), np.int64)
+        for low, high in _runs(part):
+            row_ids[low:high] = self._ids(int(self.order.parts[part[low]]), local[low:high])
         columns = {
-            name: self._column(group, column, part, local, place, len(chosen))
-            for name, group, column in self.columns
+            name: pool.take((len(chosen), *column.shape), returned_dtype(column, raw=self.raw))
+            for name, _, column in self.columns
         }
+        for name, group, column in self.columns:
+            self._fill(group, column, part, local, place, columns[name])
         return Window(
             row_ids=row_ids[chosen],
             columns=columns,
@@ -259,25 +273,28 @@ class Windows:
             next_position=position + len(part),
         )
 
-    def _column(
-        self, group: Group, column: Column, part: Array, local: Array, place: Array, rows: int
-    ) -> Array:
-        """Return the column's rows, each at its place; rows placed at -1 are left out."""
-        out = np.empty((rows, *column.shape), column.stored)
-        for low, high in _runs(part):
+    def _fill(
+        self, group: Group, column: Column, part: Array, local: Array, place: Array, out: Array
+    ) -> None:
+        """Copy the column's rows to their places; rows placed at -1 are left out."""
+
+        def fill(run: tuple[int, int]) -> None:
+            low, high = run
             commit = self.view.commit(group.name, int(self.order.parts[part[low]]))
             slots = local[low:high]
-            kept = self.view.kept(commit)
-            if kept is not None:
-                slots = np.searchsorted(kept, slots + commit.part * self.view.stride_rows)
+            if group.masked:
+                kept = self.view.kept(commit)
+                assert kept is not None
+                slots = np.searchsorted(kept, self._ids(commit.part, slots))
             self._scatter(commit, column, slots, place[low:high], out)
-        return decoded(out, column, raw=self.raw)
+
+        each(self.view.storage, fill, list(_runs(part)))
 
     def _scatter(self, commit: Any, column: Column, slots: Array, place: Array, out: Array) -> None:
-        slots, place = slots[place >= 0], place[place >= 0]
+        if len(place) and place.min() < 0:
+            slots, place = slots[place >= 0], place[place >= 0]
         if column.kind == "scalar":
-            path = "tokens.parquet" if commit.group == "tokens" else "scalars.parquet"
-            values = tables.column(self.view.table(commit, path), column.name)
-            out[place] = values.reshape(len(values), *column.shape)[slots]
+            values = scalars(self.view, commit.group, commit.part, column)[slots]
+            out[place] = decoded(values, column, raw=self.raw)
         elif len(slots):
             self.view.shard(commit, column).scatter(slots, place, out)

@@ -6,22 +6,23 @@ that are committed already are accepted and passed over, so running the same pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
 
-from store import layout, tables
-from store.commits import Attempt, Commit, declare_group
+from store import layout
+from store.commits import Attempt, Commit
 from store.errors import ConflictError, InvalidInputError
+from store.groups import declare_group
+from store.open_part import OpenPart
 from store.partials import encode_partial, partial_path
-from store.rows import BY_LATENT, row_numbers
+from store.rows import LATENT_ENDING, row_numbers
 from store.schema import Column, Group, check_name
 from store.summary import Summary
 from store.values import (
-    Codes,
     check_codes,
     check_columns,
     check_shape,
@@ -30,6 +31,7 @@ from store.values import (
 )
 from store.view import View
 
+_TOGETHER_BYTES = 1 << 20  # a thread takes 0.1 ms to start, about as long as this takes to write
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -52,19 +54,6 @@ class Home(Protocol):
         """Seal a group where every part is there."""
 
 
-@dataclass(kw_only=True)
-class _OpenPart:
-    """The part being written."""
-
-    attempt: Attempt
-    tokens: Commit
-    ids: list[Array] = field(default_factory=list)
-    rows: int = 0
-    scalars: dict[str, list[Array]] = field(default_factory=dict)
-    codes: list[Codes] = field(default_factory=list)
-    summary: dict[str, Summary] = field(default_factory=dict)
-
-
 class Writer:
     """Writes one group aligned to the tokens; see ``Store.writer``."""
 
@@ -82,11 +71,11 @@ class Writer:
         self._storage = store.view.storage
         self._allow_nonfinite = allow_nonfinite
         self._provenance = provenance
-        self._open: _OpenPart | None = None
+        self._open: OpenPart | None = None
         self.committed: list[Commit] = []
         self.passed_rows = 0
         check_columns(group, columns, masked=recipe.get("mask") is not None)
-        if group in {"sequences", "documents", "document_parts"} or group.endswith(BY_LATENT):
+        if group in {"sequences", "documents", "document_parts"} or group.endswith(LATENT_ENDING):
             raise InvalidInputError(
                 f"a group may not be called {group!r}: a table of that name is there already. Nothing was "
                 "written. Choose another name (--group).",
@@ -99,12 +88,19 @@ class Writer:
         self.group = declare_group(self._storage, store.id, declared)
         self._store = self._store.refresh()
         self._done = set(self._store.view.parts(group))
-        # No part may outlive the tokens it names.
-        self._storage.settle(layout.commits_prefix("tokens"))
+        # No part may outlive the tokens it names; what is passed over as done must stay done.
+        for name in ("tokens", group):
+            self._storage.settle(layout.commits_prefix(name))
 
     def done(self, part: int) -> bool:
-        """Return whether a part is committed, so that its rows need not be computed."""
-        return part in self._done
+        """Return whether nothing of a part is to be written: it is committed, or all its documents were removed.
+
+        A part that lost documents takes no state any more, so that none can be read that was made of them.
+        """
+        if part in self._done:
+            return True
+        visible = self._store.view.visible(part)
+        return visible is not None and (self.group.states or not len(visible))
 
     def put(self, rows: Any, values: Mapping[str, Any], *, raw: bool = False) -> None:
         """Write rows.
@@ -170,8 +166,8 @@ class Writer:
         at = self._open = self._begin(part)
         try:
             for path, data in files.items():
-                at.attempt.put(path, data, at.tokens.rows)
-            self._make_visible(at, at.tokens.rows)
+                at.attempt.put(path, data, at.tokens.slots)
+            self._make_visible(at, at.tokens.slots)
         except BaseException:
             self.abandon()
             raise
@@ -230,20 +226,8 @@ class Writer:
             self._finish_open()
             self._open = self._begin(part)
         at = self._open
-        base = part * self._store.part_stride
-        expected = base + at.rows
-        last = int(ids[-1]) - base
-        if self.group.masked:
-            fits = not at.ids or ids[0] > at.ids[-1][-1]
-        else:
-            fits = ids[0] == expected and ids[-1] - ids[0] == len(ids) - 1
-        if last >= at.tokens.rows or not fits:
-            raise InvalidInputError(
-                f"rows {ids[0]}…{ids[-1]} were put into group {self.group.name!r}; part {part} holds rows "
-                f"{base}…{base + at.tokens.rows - 1} and row {expected} comes next. The unfinished part "
-                "was dropped; committed parts stand. Put every row once, ascending.",
-                kind="row-missing",
-            )
+        if not at.expects(ids):
+            raise self._unexpected(at, ids)
         for name, column in self.group.columns.items():
             self._add(at, column, ids, values[name], raw=raw)
         at.ids.append(ids)
@@ -251,7 +235,20 @@ class Writer:
         if not self.group.masked and at.rows == at.tokens.rows:
             self._commit(at)
 
-    def _begin(self, part: int) -> _OpenPart:
+    def _unexpected(self, at: OpenPart, ids: Array) -> InvalidInputError:
+        removed = "" if at.due is None else ", some of which are of removed documents"
+        next_row = at.base + at.next_slot
+        if at.due is not None and len(left := at.due[at.due >= next_row]):
+            next_row = int(left[0])
+        upwards = " or a later one" if self.group.masked else ""
+        return InvalidInputError(
+            f"rows {ids[0]}…{ids[-1]} were put into group {self.group.name!r}; part {at.tokens.part} holds rows "
+            f"{at.base}…{at.last}{removed}; row {next_row}{upwards} comes next. The unfinished part was dropped; "
+            "committed parts stand. Put every row of store.row_ids() once, ascending.",
+            kind="row-missing",
+        )
+
+    def _begin(self, part: int) -> OpenPart:
         attempt = Attempt(
             storage=self._storage,
             store_id=self._store.id,
@@ -259,25 +256,39 @@ class Writer:
             part=part,
             stride_rows=self._store.part_stride,
         )
-        return _OpenPart(attempt=attempt, tokens=self._store.view.commit("tokens", part))
+        view = self._store.view
+        return OpenPart(
+            attempt=attempt,
+            tokens=view.commit("tokens", part),
+            base=part * self._store.part_stride,
+            due=view.visible(part),
+            without=() if self.group.masked else view.hiding(part),
+        )
 
-    def _add(self, at: _OpenPart, column: Column, ids: Array, values: Any, *, raw: bool) -> None:
+    def _add(self, at: OpenPart, column: Column, ids: Array, values: Any, *, raw: bool) -> None:
         if column.kind == "codes":
             bad = ~np.isfinite(np.asarray(values.value))
             if bad.any() and not self._allow_nonfinite:
                 raise self._nonfinite(column, int(np.asarray(values.row)[bad][0]))
             at.codes.append(values)
             return
-        stored, plain = stored_values(values, column, raw=raw)
+        stored = stored_values(values, column, raw=raw)
         summary = at.summary.setdefault(column.name, Summary())
-        summary.update(plain)
-        if summary.nonfinite and not self._allow_nonfinite:
-            raise self._nonfinite(
-                column, int(np.concatenate([*at.ids, ids])[summary.first_bad_row])
-            )
+
+        def summarise() -> None:
+            summary.update(stored, bits=column.bits)
+            if summary.nonfinite and not self._allow_nonfinite:
+                raise self._nonfinite(
+                    column, int(np.concatenate([*at.ids, ids])[summary.first_bad_row])
+                )
+
+        def append() -> None:
+            at.attempt.shard(column).append(at.spread(stored, ids))
+
         if column.kind == "dense":
-            at.attempt.shard(column).append(stored)
+            _together(summarise, append, stored.nbytes)
         else:
+            summarise()
             at.scalars.setdefault(column.name, []).append(stored)
 
     def _nonfinite(self, column: Column, row: int) -> InvalidInputError:
@@ -290,27 +301,17 @@ class Writer:
             row=row,
         )
 
-    def _commit(self, at: _OpenPart) -> None:
-        ids = np.concatenate(at.ids)
-        if self.group.masked:
-            at.attempt.put(
-                "rows.parquet", tables.encode(tables.table({"row": ids}, tables.ROWS)), at.rows
-            )
-        if at.scalars:
-            # Sorted as in group.json: whoever joins the group later must write the same order.
-            columns = {name: np.concatenate(at.scalars[name]) for name in sorted(at.scalars)}
-            data = tables.encode(tables.table({"row": ids, **columns}))
-            at.attempt.put("scalars.parquet", data, at.rows)
-        if any(column.kind == "codes" for column in self.group.columns.values()):
-            _put_codes(at.attempt, at.codes)
-        self._make_visible(at, at.rows)
+    def _commit(self, at: OpenPart) -> None:
+        at.complete()
+        self._make_visible(at, at.rows if self.group.masked else at.tokens.slots)
 
-    def _make_visible(self, at: _OpenPart, rows: int) -> None:
+    def _make_visible(self, at: OpenPart, rows: int) -> None:
         commit = at.attempt.commit(
             rows,
             tokens=at.tokens.hash,
             summary={name: summary.to_json() for name, summary in at.summary.items()},
             provenance=self._provenance,
+            without=at.without,
         )
         self._open = None
         self._done.add(commit.part)
@@ -323,12 +324,12 @@ class Writer:
         if self.group.masked:
             self._commit(at)
             return
-        base = at.tokens.part * self._store.part_stride
+        first = at.base + at.next_slot
         self.abandon()
         raise InvalidInputError(
-            f"part {at.tokens.part} of group {self.group.name!r} is incomplete: rows {base + at.rows}…"
-            f"{base + at.tokens.rows - 1} are missing. That part was dropped; "
-            f"{len(self.committed)} committed parts stand. Put the part again from row {base}.",
+            f"part {at.tokens.part} of group {self.group.name!r} is incomplete: rows {first}…"
+            f"{at.last} are missing. That part was dropped; "
+            f"{len(self.committed)} committed parts stand. Put the part again from row {at.base}.",
             kind="part-incomplete",
             part=at.tokens.part,
         )
@@ -359,15 +360,16 @@ class Writer:
             self.abandon()
 
 
-def _put_codes(attempt: Attempt, blocks: list[Codes]) -> None:
-    row = np.concatenate([np.asarray(b.row, np.int64) for b in blocks])
-    latent = np.concatenate([np.asarray(b.latent, np.uint32) for b in blocks])
-    value = np.concatenate([np.asarray(b.value, np.float32) for b in blocks])
-    by_row = np.lexsort((latent, row))
-    by_latent = np.lexsort((row, -value, latent))
-    for path, order in {"codes.parquet": by_row, "by_latent.parquet": by_latent}.items():
-        columns = {"row": row[order], "latent": latent[order], "value": value[order]}
-        attempt.put(path, tables.encode(tables.table(columns, tables.CODES)), len(row))
+def _together(first: Callable[[], None], second: Callable[[], None], size_bytes: int) -> None:
+    """Do two things with much data at once, else one after the other; what the first raises goes before."""
+    if size_bytes < _TOGETHER_BYTES:
+        first()
+        second()
+        return
+    with ThreadPoolExecutor(1) as beside:
+        done = beside.submit(second)
+        first()
+    done.result()
 
 
 def check_unsealed(store: Home) -> None:

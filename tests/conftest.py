@@ -6,6 +6,8 @@ set, as .ci/run does), ``nightly`` (many; ``pytest --hypothesis-profile nightly`
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import random
 import sys
@@ -20,7 +22,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from store.testing import servers
+
 TESTS = Path(__file__).parent
+_numbers = itertools.count()
 OURS = ("store", "ingest", "jobs")
 
 # Deadlines measure the machine, not the code; two cores shared with other work break any of them.
@@ -88,3 +93,51 @@ def _no_cluster(request, monkeypatch):
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         sys.modules["ray"].shutdown()
         refuse()
+
+
+def _bucket(scheme, service):
+    """Run a service with a bucket while a session of tests needs it; skip where it is not installed."""
+    fsspec = pytest.importorskip("fsspec")
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as running:
+        try:
+            environment = running.enter_context(service)
+        except servers.MissingError as error:
+            pytest.skip(f"{scheme}:// is untested here: {error}")
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+        with contextlib.suppress(FileExistsError):  # s3 keeps its own for the whole process
+            fsspec.filesystem(scheme, skip_instance_cache=True).mkdir(servers.BUCKET)
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """The address of an S3 server in this process, with a bucket called ``bucket``."""
+    for environment in _bucket("s3", servers.s3()):
+        yield environment["AWS_ENDPOINT_URL"].removeprefix("http://")
+
+
+@pytest.fixture(scope="session")
+def gs_server():
+    """A Google Cloud Storage server with a bucket."""
+    yield from _bucket("gs", servers.gs())
+
+
+@pytest.fixture(scope="session")
+def az_server(tmp_path_factory):
+    """An Azure Blob server with a bucket (a container)."""
+    yield from _bucket("az", servers.az(tmp_path_factory.mktemp("azure")))
+
+
+@pytest.fixture
+def s3_url(s3_server):
+    """Where an empty store may be made in the bucket."""
+    return f"s3://bucket/store-{next(_numbers)}"
+
+
+@pytest.fixture(params=["s3", "gs", "az"])
+def bucket_url(request):
+    """Where an empty store may be made in a bucket of every kind of service."""
+    request.getfixturevalue(f"{request.param}_server")
+    return f"{request.param}://bucket/store-{next(_numbers)}"

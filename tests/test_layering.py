@@ -39,7 +39,7 @@ DOORS = {
     "zarr": ("store.codecs", "jobs.export"),
     "numcodecs": ("store.codecs", "jobs.export"),
     "pyarrow": ("store.tables", "ingest.sources"),
-    "polars": ("store.tables", "jobs.features"),
+    "polars": ("store.tables", "store.frames", "jobs.features"),
     "transformers": ("ingest.models", "ingest.sources"),
     "triton": ("jobs.kernels.impls",),
     "matplotlib": ("jobs.report.plots",),

@@ -11,8 +11,8 @@ from typing import Any
 from ingest.contract import SequenceBlock
 from ingest.models.facts import ModelFacts
 from jobs.circuits.contract import Statistic
+from store.records import canonical, sha256
 from store.registry import to_json
-from store.schema import canonical, sha256
 
 COLUMN = "state"
 COLUMNS = {COLUMN: "partial"}

@@ -31,7 +31,7 @@ from jobs.sequences import (
 )
 from store import Store, StoreError
 from store import open as open_store
-from store.schema import canonical, sha256
+from store.records import canonical, sha256
 
 VERB = "stats"
 
@@ -251,8 +251,8 @@ def _merged(
     for plan in plans:
         merge: OrderedMerge[Partial] = OrderedMerge()
         for index, part in enumerate(whole.parts):
-            kept = part in held[plan.group] or keep
-            state = store.partial(_address(plan), part) if kept else fresh[part][plan.group]
+            states = fresh.get(part) or {}
+            state = states.get(plan.group) or store.partial(_address(plan), part)
             merge.add(index, plan.statistic.from_state(whole.model, state))
         merged = merge.result()
         found.append(plan.statistic.empty(whole.model) if merged is None else merged)
@@ -307,7 +307,10 @@ class StatisticsWorker:
         )
 
     def run(self, part: int) -> Mapping[str, Any] | None:
-        """Commit the partials the part lacks; where none are kept, return them."""
+        """Commit the partials the part lacks; where none are kept, return them.
+
+        None are kept of a part that lost documents: its states would have to go with the next one.
+        """
         plans = [plan for plan in self._plans if not self._done(plan, part)]
         filled = [plan.statistic.empty(self._model) for plan in plans]
         sites = list(dict.fromkeys(site for plan in plans for site in plan.sites))
@@ -315,7 +318,7 @@ class StatisticsWorker:
             for plan, one in zip(plans, filled, strict=True):
                 one.update(plan.narrowed(block))
         states = {plan.group: one.state() for plan, one in zip(plans, filled, strict=True)}
-        if not self._writers:
+        if not self._keeps(part):
             return states
         for group, state in states.items():
             self._writers[group].put_partial(part, {COLUMN: state})
@@ -324,7 +327,10 @@ class StatisticsWorker:
     def _done(self, plan: Planned, part: int) -> bool:
         if part in self._held[plan.group]:
             return True
-        return bool(self._writers) and self._writers[plan.group].done(part)
+        return self._keeps(part) and self._writers[plan.group].done(part)
+
+    def _keeps(self, part: int) -> bool:
+        return bool(self._writers) and self._store.view.visible(part) is None
 
     def close(self) -> None:
         """Seal the groups where their last part is committed."""

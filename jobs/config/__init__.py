@@ -13,11 +13,12 @@ from jobs.config.placement import Placed
 from jobs.config.status import Status
 from jobs.config.stores import Inspect, ReportOn, Verify
 from jobs.config.tables import Query, Tables
-from jobs.config.upkeep import Doctor, Drop, Gc, Retire
+from jobs.config.upkeep import Compact, Doctor, Drop, Gc, Purge, Retire, Tombstone
 
 __all__ = [
     "BenchAttention",
     "BenchCodes",
+    "Compact",
     "Demo",
     "Doctor",
     "Drop",
@@ -32,6 +33,7 @@ __all__ = [
     "Numbers",
     "Placed",
     "Positional",
+    "Purge",
     "Query",
     "ReportOn",
     "Retire",
@@ -40,6 +42,7 @@ __all__ = [
     "Stats",
     "Status",
     "Tables",
+    "Tombstone",
     "Train",
     "Verb",
     "Verify",

@@ -20,6 +20,8 @@ class Query(Verb):
     """A SELECT in Polars' dialect."""
     max_rows: int = 50
     """Rows printed at most; --json prints all."""
+    without_indexes: bool = False
+    """Read every part's own files: slower, and right where an index is damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,10 @@
-"""Settings of ``gc``, ``drop``, ``retire`` and ``doctor``."""
+"""Settings of ``gc``, ``drop``, ``retire``, ``tombstone``, ``purge``, ``compact`` and ``doctor``."""
 
 from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from jobs.config.base import Verb
+from jobs.config.base import Names, Numbers, Verb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,51 @@ class Retire(Verb):
     """Why; kept in the store."""
     group: str = "tokens"
     """Group the parts are retired in; tokens stands for all groups."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tombstone(Verb):
+    """Remove documents: no reader shows their rows from now on. Their bytes stay until purge.
+
+    Example: actlake tombstone ./store --documents 17,203 --reason "licence withdrawn"
+    """
+
+    url: Positional[str]
+    """The store."""
+    documents: Numbers
+    """Their doc_id, as the table documents lists them: 3,7."""
+    reason: str
+    """Why; kept in the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purge(Verb):
+    """Delete the bytes of all removed documents from the tokens and every group. Row ids and other values stay.
+
+    Example: actlake purge ./store --reason "licence withdrawn"
+    """
+
+    url: Positional[str]
+    """The store."""
+    reason: str
+    """Why; kept in the commits that replace the old ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compact(Verb):
+    """Make indexes: small tables of many parts in few files, codes sorted by latent over all parts. Rows are not touched.
+
+    Example: actlake compact ./store --groups codes
+    """
+
+    url: Positional[str]
+    """The store."""
+    groups: Names | None = None
+    """Groups whose tables get indexes; default: all."""
+    scratch: str | None = None
+    """Folder for scratch files, about half of the codes' size; default: the system's."""
+    remove: bool = False
+    """Delete the indexes instead; gc frees their bytes later."""
 
 
 @dataclass(frozen=True, kw_only=True)

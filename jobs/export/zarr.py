@@ -2,31 +2,30 @@
 
 Every shard is a Zarr shard as it stands, so nothing is coded anew: chunk p of the first axis *is* the shard of part p.
 Where a part has no rows (its end, a part that is not there) a Zarr reader sees zeros to the end of a chunk and fill
-values beyond; the array ``valid`` says which rows are rows. Written on demand and no part of the store: links show
-what they point at as long as that exists.
+values beyond; the array ``valid`` says which rows are rows. Written on demand and no part of the store: where ``gc`` or ``purge``
+deleted a shard, Zarr readers see fill values behind a link to it and refuse a reference to it, so export again, or copies. A
+reader that refuses whatever is not there is ``jobs.export.zarr_store``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from jobs.errors import JobError
+from jobs.errors import JobError, UsageError
+from jobs.export.target import target
+from jobs.export.tree import DTYPES, Tree
 from store import Store
-from store.layout import shard_path
-from store.schema import Column, Group
-from store.shards import zarr_json
+from store.layout import STORE_KEY
+from store.memory import MemoryStorage
 
 MODES = ("link", "copy", "refs")
-DTYPES = ("uint16", "bfloat16")
 REFS_FILE = "references.json"
+_PIECE_BYTES = 16 << 20  # held at once by a copy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +37,9 @@ class Exported:
     arrays: tuple[str, ...]
     parts: int
     rows: int
-    """Rows there are; arrays are longer by the gaps."""
+    """Rows of the longest group; its arrays are longer by the gaps."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Groups without an array, and why."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it for programs."""
@@ -55,123 +56,83 @@ def export_zarr(
 ) -> Exported:
     """Write the dense columns of some groups (default: all) as arrays ``<group>/<column>``, beside ``<group>/valid``.
 
+    Tables, codes and states are not written: they are Parquet and safetensors files as they stand. A group of a sample is
+    left out, and refused where it is named.
+
     Parameters
     ----------
     out
-        A folder that is not there yet, or is empty.
+        A folder that is not there yet, or is empty. It appears whole; what an export that was killed left beside it is
+        removed by the next one.
     mode
-        ``link``: symbolic links to the shards (stores on this machine). ``copy``: copies of them. ``refs``: one file
-        ``references.json`` for fsspec's ``reference://``, also of stores in buckets.
+        ``link``: symbolic links to the shards (stores on this machine). ``copy``: copies of them, whatever the storage.
+        ``refs``: one file ``references.json`` for fsspec's ``reference://``, also of stores in buckets: ``zarr.open_group(
+        "reference://", storage_options={"fo": path, "remote_options": {"asynchronous": True}}, mode="r")``.
     dtype
         What bfloat16 columns say they are: ``uint16``, which every reader knows, or ``bfloat16``, an extension that
-        tensorstore and zarrs know. The bytes are the same.
+        tensorstore knows and zarr-python refuses. The bytes are the same.
 
     Raises
     ------
     JobError
-        ``unknown-mode``; ``out-taken``; ``not-local``: links and copies of a store in a bucket; ``masked-group``: slots of
-        a sample are not row ids; ``no-columns``. Nothing is written.
+        ``unknown-mode``; ``out-taken``; ``out-busy``; ``not-local``: links into a bucket, references into memory;
+        ``masked-group``: slots of a sample are not row ids; ``no-columns``; ``not-purged``; ``not-written``: the disk is full or
+        forbids it. Nothing is written.
     """
-    chosen = _checked(store, out, groups, mode, dtype)
-    folder = Path(out)
-    place: _Place = _References(store, folder) if mode == "refs" else _Folder(store, folder, mode)
-    arrays, rows = [], 0
-    for group in chosen:
-        rows += _group(store, group, place, dtype)
-        arrays += [f"{group.name}/{c.name}" for c in _dense(group)]
-    place.data("zarr.json", _text(_group_meta(store)))
-    path = place.close()
-    parts = max(len(store.view.parts(group.name)) for group in chosen)
-    return Exported(path=str(path), arrays=tuple(arrays), parts=parts, rows=rows)
+    _check(store, mode, dtype)
+    named = groups or None
+    pin = store.view.pin or store.pin_id(named)
+    tree = Tree(store, named, dtype=dtype, pin=pin)
+    with target(Path(out)) as folder:
+        place: _Place = _References(store) if mode == "refs" else _Folder(store, folder, mode)
+        rows = _write(tree, place)
+        inside = place.close(folder)
+    return Exported(
+        path=str(Path(out) / inside),
+        arrays=tuple(tree.arrays),
+        parts=max(len(parts) for parts in tree.parts.values()),
+        rows=rows,
+        left_out=tree.left_out,
+    )
 
 
-def _checked(
-    store: Store, out: str | Path, groups: Sequence[str] | None, mode: str, dtype: str
-) -> list[Group]:
-    if mode not in MODES or dtype not in DTYPES:
+def _check(store: Store, mode: str, dtype: str) -> None:
+    for word, given, known in (("--mode", mode, MODES), ("--dtype", dtype, DTYPES)):
+        if given not in known:
+            raise UsageError(
+                f"{word} is {given!r}; there are {', '.join(known)}. Nothing was written. Choose one of them.",
+                kind="unknown-mode",
+            )
+    if mode == "link" and store.view.storage.local_path(STORE_KEY) is None:
         raise JobError(
-            f"an export by {mode!r} of bfloat16 as {dtype!r} was asked for; there are {', '.join(MODES)} and "
-            f"{', '.join(DTYPES)}. Nothing was written.",
-            kind="unknown-mode",
-        )
-    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
-        raise JobError(
-            f"{out} is there and holds something. Nothing was written. Name a folder that is new or empty.",
-            kind="out-taken",
-        )
-    if mode != "refs" and store.view.storage.local_path("store.json") is None:
-        raise JobError(
-            f"the shards of {store.url} are no files of this machine, so they cannot be {mode}ed. Nothing was written. "
-            "Use --mode refs.",
+            f"the shards of {store.url} are no files of this machine, so they cannot be linked. Nothing was written. "
+            "Use --mode refs, or --mode copy.",
             kind="not-local",
         )
-    held = [store.view.group(name) for name in groups or store.groups]
-    if masked := [group.name for group in held if group.masked and groups]:
+    if mode == "refs" and isinstance(store.view.storage, MemoryStorage):
         raise JobError(
-            f"group {masked[0]!r} of {store.url} holds a sample, whose slots are not row ids. Nothing was written. "
-            "Export a group of all rows.",
-            kind="masked-group",
+            f"{store.url} lives in the memory of this process, where no reference leads. Nothing was written. Use --mode "
+            "copy.",
+            kind="not-local",
         )
-    found = [group for group in held if not group.masked and list(_dense(group))]
-    if not found:
-        raise JobError(
-            f"no dense column of whole parts was found in {', '.join(groups or store.groups)} of {store.url}. Nothing "
-            "was written. `actlake inspect` shows what each column is.",
-            kind="no-columns",
-        )
-    return found
 
 
-def _dense(group: Group) -> Iterator[Column]:
-    return (column for column in group.columns.values() if column.kind == "dense")
-
-
-def _group(store: Store, group: Group, place: _Place, dtype: str) -> int:
-    """Write a group's arrays; return its rows."""
-    view, stride = store.view, store.part_stride
-    parts = list(view.parts(group.name))
-    length = stride * (max(parts, default=-1) + 1)
-    counts = {part: view.commit(group.name, part).rows for part in parts}
-    for column in _dense(group):
-        meta = json.loads(zarr_json(column, length, stride))
-        if column.dtype == "bfloat16" and dtype == "bfloat16" and meta["data_type"] == "uint16":
-            meta |= {"data_type": "bfloat16", "fill_value": "NaN"}
-        place.data(f"{group.name}/{column.name}/zarr.json", _text(meta))
-        inner = shard_path(column.name, 1 + len(column.shape)).split("/")[3:]
-        for part in parts:
-            commit = view.commit(group.name, part)
-            view.shard(commit, column)  # its size, identity and index are checked on the way
-            key = commit.prefix + shard_path(column.name, 1 + len(column.shape))
-            place.shard("/".join([group.name, column.name, "c", str(part), *inner]), key)
-    place.data(f"{group.name}/valid/zarr.json", _text(_valid_meta(length, stride)))
-    for part, rows in counts.items():
-        place.data(f"{group.name}/valid/c/{part}", (np.arange(stride) < rows).tobytes())
-    place.data(f"{group.name}/zarr.json", _text(_group_meta(store)))
-    return sum(counts.values())
-
-
-def _group_meta(store: Store) -> dict[str, Any]:
-    return {
-        "zarr_format": 3,
-        "node_type": "group",
-        "attributes": {"store": store.id, "index": "row id", "pin": store.pin_id()},
-    }
-
-
-def _valid_meta(length: int, stride: int) -> dict[str, Any]:
-    regular = {"name": "regular", "configuration": {"chunk_shape": [stride]}}
-    keys = {"name": "default", "configuration": {"separator": "/"}}
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [length],
-        "data_type": "bool",
-        "fill_value": False,
-        "chunk_grid": regular,
-        "chunk_key_encoding": keys,
-        "codecs": [{"name": "bytes"}],
-        "attributes": {},
-    }
+def _write(tree: Tree, place: _Place) -> int:
+    """Write everything; return the rows of the longest group."""
+    view, rows = tree.store.view, dict.fromkeys(tree.parts, 0)
+    for path, data in tree.documents.items():
+        place.data(path, data)
+    for shown in tree.arrays.values():
+        for part in tree.parts[shown.group]:
+            commit = view.commit(shown.group, part)
+            view.shard(commit, shown.column)  # its size, identity and index are checked on the way
+            size = commit.objects[shown.shard].size
+            place.shard(tree.chunk(shown.path, part), commit.prefix + shown.shard, size)
+    for path, group in tree.masks.items():
+        for part in tree.parts[group]:
+            place.data(tree.chunk(path, part), tree.mask(group, part))
+            rows[group] += view.commit(group, part).rows
+    return max(rows.values())
 
 
 class _Place(Protocol):
@@ -180,23 +141,17 @@ class _Place(Protocol):
     def data(self, path: str, data: bytes) -> None:
         """Write bytes."""
 
-    def shard(self, path: str, key: str) -> None:
+    def shard(self, path: str, key: str, size: int) -> None:
         """Let a path stand for a shard of the store."""
 
-    def close(self) -> Path:
-        """Finish; return what to open."""
-
-
-def _text(meta: dict[str, Any]) -> bytes:
-    return json.dumps(meta, indent=1, sort_keys=True).encode()
+    def close(self, folder: Path) -> str:
+        """Finish; return what to open, relative to the folder."""
 
 
 class _Folder:
     def __init__(self, store: Store, folder: Path, mode: str) -> None:
         self._storage, self._folder = store.view.storage, folder
-        self._lay: Callable[[Path, Path], object] = (
-            os.symlink if mode == "link" else shutil.copyfile
-        )
+        self._lay = self._link if mode == "link" else self._copy
 
     def _made(self, path: str) -> Path:
         made = self._folder / path
@@ -206,18 +161,28 @@ class _Folder:
     def data(self, path: str, data: bytes) -> None:
         self._made(path).write_bytes(data)
 
-    def shard(self, path: str, key: str) -> None:
+    def shard(self, path: str, key: str, size: int) -> None:
+        self._lay(self._made(path), key, size)
+
+    def _link(self, made: Path, key: str, _size: int) -> None:
         there = self._storage.local_path(key)
         assert there is not None
-        self._lay(there.resolve(), self._made(path))
+        os.symlink(there.resolve(), made)  # noqa: PTH211 - reads as the call does
 
-    def close(self) -> Path:
-        return self._folder
+    def _copy(self, made: Path, key: str, size: int) -> None:
+        with made.open("wb") as file:
+            for low in range(0, size, _PIECE_BYTES):
+                piece = bytearray(min(_PIECE_BYTES, size - low))
+                self._storage.read_into(key, [(low, piece)])
+                file.write(piece)
+
+    def close(self, folder: Path) -> str:  # noqa: ARG002 - one protocol
+        return ""
 
 
 class _References:
-    def __init__(self, store: Store, folder: Path) -> None:
-        self._store, self._folder = store, folder
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._refs: dict[str, Any] = {}
 
     def data(self, path: str, data: bytes) -> None:
@@ -225,12 +190,11 @@ class _References:
 
         self._refs[path] = "base64:" + base64.b64encode(data).decode()
 
-    def shard(self, path: str, key: str) -> None:
+    def shard(self, path: str, key: str, size: int) -> None:  # noqa: ARG002
         local = self._store.view.storage.local_path(key)
         self._refs[path] = [f"{self._store.url}/{key}" if local is None else f"file://{local}"]
 
-    def close(self) -> Path:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / REFS_FILE
-        path.write_text(json.dumps({"version": 1, "refs": self._refs}, sort_keys=True))
-        return path
+    def close(self, folder: Path) -> str:
+        made = json.dumps({"version": 1, "refs": self._refs}, sort_keys=True)
+        (folder / REFS_FILE).write_text(made, encoding="utf-8")
+        return REFS_FILE

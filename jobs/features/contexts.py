@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,66 +146,89 @@ def top_passages(
 ) -> dict[str, Columns]:
     """Return the strongest passages of some latents: tables ``contexts`` and ``context_tokens``.
 
-    Found in the latent-sorted copy of the codes, strongest first, at most one a document.
+    Strongest first, at most one a document. Reads the codes of those latents (through an index, where there is one) and the
+    parts that hold the passages, whatever the size of the store.
     """
-    import polars as pl
-
-    by_latent = frame(store, f"{config.group}_by_latent")
-    wanted = pl.Series("latent", list(latents), dtype=pl.UInt32)
-    found = (
-        by_latent.filter(pl.col("latent").is_in(wanted.implode()))
-        .join(_ordinary(store, config.group).select("row", "seq_id", "doc_id", "pos"), on="row")
-        .sort(["latent", "value", "row"], descending=[False, True, False])
-        .unique(["latent", "doc_id"], keep="first", maintain_order=True)
-        .group_by("latent", maintain_order=True)
-        .head(config.passages)
-        .collect()
+    data = store.strongest(config.group, latents)
+    codes = {name: tables.column(data, name) for name in ("latent", "row", "value")}
+    edges = np.flatnonzero(np.diff(codes["latent"].astype(np.int64), prepend=-1, append=-1))
+    best = [_best(store, codes["row"][low:high], config.passages) for low, high in pairwise(edges)]
+    at = np.concatenate(
+        [np.empty(0, int), *(low + found for low, found in zip(edges[:-1], best, strict=True))]
     )
-    named = frame(store, "documents").filter(pl.col("doc_id").is_in(found["doc_id"].implode()))
-    names = dict(named.select("doc_id", "name").collect().iter_rows())
-    rank = found.select(pl.int_range(pl.len()).over("latent")).to_series().to_numpy()
+    near = _tokens_at(store, codes["row"][at])
     contexts: Columns = {
-        "latent": found["latent"].cast(pl.Int64).to_numpy(),
-        "rank": rank,
-        "value": found["value"].cast(pl.Float64).to_numpy(),
-        "row": found["row"].to_numpy(),
-        "doc_id": found["doc_id"].to_numpy(),
-        "document": [names.get(doc, "") for doc in found["doc_id"].to_list()],
-        "position": found["pos"].cast(pl.Int64).to_numpy(),
+        "latent": codes["latent"][at].astype(np.int64),
+        "rank": np.concatenate([np.empty(0, int), *(np.arange(len(found)) for found in best)]),
+        "value": codes["value"][at].astype(np.float64),
+        "row": codes["row"][at],
+        "doc_id": near["doc_id"],
+        "document": [
+            _document_name(store, int(row), int(doc))
+            for row, doc in zip(codes["row"][at], near["doc_id"], strict=True)
+        ],
+        "position": near["pos"].astype(np.int64),
     }
-    return {"contexts": contexts, "context_tokens": _spell(store, config, contexts)}
+    return {"contexts": contexts, "context_tokens": _spell(store, config, contexts, codes)}
 
 
-def _spell(store: Store, config: ContextsConfig, contexts: Columns) -> Columns:
+def _best(store: Store, row_N: Array, passages: int) -> Array:
+    """Return which of some rows, strongest first, are ordinary and the first of their document; so many at most."""
+    found, documents = np.empty(0, int), np.empty(0, np.int64)
+    low, step = 0, 4 * passages
+    while low < len(row_N) and len(found) < passages:
+        near = _tokens_at(store, row_N[low : low + step])
+        usual = np.flatnonzero(near["known"] & (near["flags"] & FLAG_SPECIAL == 0))
+        new = usual[~np.isin(near["doc_id"][usual], documents)]
+        _, first = np.unique(near["doc_id"][new], return_index=True)
+        mine = new[np.sort(first)]
+        documents = np.concatenate([documents, near["doc_id"][mine]])
+        found = np.concatenate([found, low + mine])
+        low, step = low + step, 2 * step
+    return found[:passages]
+
+
+def _tokens_at(store: Store, row_N: Array) -> Columns:
+    """Return ``flags, doc_id, pos`` of some rows, and which are ``known``; only their parts are read."""
+    near: Columns = {
+        "known": np.zeros(len(row_N), bool),
+        "flags": np.zeros(len(row_N), np.uint16),
+        "doc_id": np.zeros(len(row_N), np.int64),
+        "pos": np.zeros(len(row_N), np.int32),
+    }
+    part_N = row_N // store.part_stride
+    for part in np.unique(part_N).tolist():
+        data = store.view.table(store.view.commit("tokens", part), "tokens.parquet")
+        mine = np.flatnonzero(part_N == part)
+        held = tables.column(data, "row")
+        at = np.minimum(np.searchsorted(held, row_N[mine]), len(held) - 1)
+        near["known"][mine] = held[at] == row_N[mine]
+        for name in ("flags", "doc_id", "pos"):
+            near[name][mine] = tables.column(data, name)[at]
+    return near
+
+
+def _spell(store: Store, config: ContextsConfig, contexts: Columns, codes: Columns) -> Columns:
     """Return the tokens around each passage's top row with their text and the latent's value there."""
-    import polars as pl
-
     spelled: Columns = {
         name: [] for name in ("latent", "rank", "offset", "text", "value", "is_top")
     }
-    wanted = np.unique(
-        (contexts["row"][:, None] + np.arange(-config.radius, config.radius + 1)).reshape(-1)
-    )
-    active = (
-        frame(store, config.group)
-        .filter(pl.col("row").is_in(pl.Series(wanted, dtype=pl.Int64).implode()))
-        .filter(
-            pl.col("latent").is_in(
-                pl.Series(contexts["latent"], dtype=pl.UInt32).unique().implode()
-            )
-        )
-        .collect()
-    )
-    values = {(row, latent): value for row, latent, value in active.iter_rows()}
+    by_row = np.lexsort((codes["row"], codes["latent"]))
+    latent_N, row_N, value_N = (codes[name][by_row] for name in ("latent", "row", "value"))
     for latent, rank, row in zip(
         contexts["latent"], contexts["rank"], contexts["row"], strict=True
     ):
+        low, high = np.searchsorted(latent_N, [latent, latent + 1])
+        first, last = low + np.searchsorted(
+            row_N[low:high], [row - config.radius, row + config.radius + 1]
+        )
+        on = dict(zip(row_N[first:last].tolist(), value_N[first:last].tolist(), strict=True))
         for offset, text, at in passage(store, int(row), config.radius):
             spelled["latent"].append(int(latent))
             spelled["rank"].append(int(rank))
             spelled["offset"].append(offset)
             spelled["text"].append(text)
-            spelled["value"].append(float(values.get((at, int(latent)), 0.0)))
+            spelled["value"].append(float(on.get(at, 0.0)))
             spelled["is_top"].append(offset == 0)
     return {
         name: column if name == "text" else np.array(column) for name, column in spelled.items()
@@ -223,16 +247,18 @@ def passage(store: Store, row: int, radius: int) -> list[tuple[int, str, int]]:
     JobError
         ``row-missing``: the store holds no such row.
     """
-    part, at = divmod(row, store.part_stride)
+    part = row // store.part_stride
     held = store.view.parts("tokens")
     commit = store.view.commit("tokens", part) if part in held else None
-    if commit is None or at >= commit.rows:
+    data = None if commit is None else store.view.table(commit, "tokens.parquet")
+    ids = np.empty(0, np.int64) if data is None else tables.column(data, "row")
+    at = int(np.searchsorted(ids, row))
+    if data is None or at == len(ids) or ids[at] != row:
         raise JobError(
             f"row {row} is not in {store.url}. Nothing was read. `actlake inspect` shows coverage.",
             kind="row-missing",
         )
-    data = store.view.table(commit, "tokens.parquet")
-    low, high = max(at - radius, 0), min(at + radius + 1, commit.rows)
+    low, high = max(at - radius, 0), min(at + radius + 1, len(ids))
     near = {name: tables.column(data.slice(low, high - low), name) for name in tables.TOKENS.names}
     seq_id, doc_id = (near[name][at - low] for name in ("seq_id", "doc_id"))
     mine = (near["seq_id"] == seq_id) & (near["doc_id"] == doc_id)
@@ -249,6 +275,14 @@ def passage(store: Store, row: int, radius: int) -> list[tuple[int, str, int]]:
             spelled = text[start - shift : before - shift]
         found.append((int(index) + low - at, spelled, int(near["row"][index])))
     return found
+
+
+def _document_name(store: Store, row: int, doc_id: int) -> str:
+    data = store.view.table(
+        store.view.commit("tokens", row // store.part_stride), "documents.parquet"
+    )
+    at = np.flatnonzero(tables.column(data, "doc_id") == doc_id)
+    return (data.column("name")[int(at[0])].as_py() or "") if len(at) else ""
 
 
 def _document_text(store: Store, part: int, doc_id: int) -> tuple[str | None, int]:

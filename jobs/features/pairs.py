@@ -83,7 +83,7 @@ def _where(store: Store, query: int, key: int) -> tuple[str, tuple[int, int]]:
     commit = store.view.commit("tokens", part)
     data = store.view.table(commit, "tokens.parquet")
     positions = store_tables.column(data, "pos")
-    at = [row - part * store.part_stride for row in (query, key)]
+    at = np.searchsorted(store_tables.column(data, "row"), [query, key])
     doc_id = int(store_tables.column(data, "doc_id")[at[0]])
     documents = store.view.table(commit, "documents.parquet")
     named = np.flatnonzero(store_tables.column(documents, "doc_id") == doc_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobs import config as settings
+from jobs.values import counted
 from jobs.verbs.contract import Answer, Context
 
 
@@ -18,5 +19,9 @@ def zarr(config: settings.ExportZarr, _context: Context) -> Answer:
         mode=config.mode,
         dtype=config.dtype,
     )
-    text = f"{found.path}: {', '.join(found.arrays)}, {found.parts} parts, {found.rows:,} rows"
+    text = f"{found.path}: {', '.join(found.arrays)}, {counted(found.parts, 'part')}, {found.rows:,} rows"
+    if found.left_out:
+        text += "\nleft out: " + "; ".join(
+            f"{name} ({why})" for name, why in found.left_out.items()
+        )
     return Answer(found.to_json(), text)

@@ -39,6 +39,9 @@ VERBS: Mapping[str, tuple[Any, Callable[[Any, Context], Answer]]] = {
     "gc": (settings.Gc, upkeep.gc),
     "drop": (settings.Drop, upkeep.drop),
     "retire": (settings.Retire, upkeep.retire),
+    "tombstone": (settings.Tombstone, upkeep.tombstone),
+    "purge": (settings.Purge, upkeep.purge),
+    "compact": (settings.Compact, upkeep.compact),
     "doctor": (settings.Doctor, upkeep.doctor),
     "report": (settings.ReportOn, stores.report),
 }

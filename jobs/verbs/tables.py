@@ -11,7 +11,8 @@ def query(config: settings.Query, _context: Context) -> Answer:
     from jobs.features import query, render_frame
     from store import open as open_store
 
-    found = query(open_store(config.url), config.sql)
+    store = open_store(config.url)
+    found = query(store.without_indexes() if config.without_indexes else store, config.sql)
     rows = found.to_dicts() if config.json else []
     return Answer(rows, render_frame(found, config.max_rows))
 

@@ -30,6 +30,11 @@ class BitshuffleZstd:
         """Never."""
         return False
 
+    @property
+    def plain(self) -> bool:
+        """Never."""
+        return False
+
     def refuses(self, column: Column) -> str | None:
         """Refuse rows whose chunk is larger than a frame."""
         size = column.row_bytes * CHUNK_ROWS

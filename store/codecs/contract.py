@@ -33,6 +33,10 @@ class Codec(Protocol):
     def lossy(self) -> bool:
         """Whether decoded values may differ; then commits record by how much."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether a coded chunk is its stored values, so that it can be read into place."""
+
     def refuses(self, column: Column) -> str | None:
         """Return why a column cannot be coded, or None."""
 

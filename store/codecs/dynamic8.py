@@ -64,6 +64,11 @@ class Dynamic8:
         """Always."""
         return True
 
+    @property
+    def plain(self) -> bool:
+        """Never."""
+        return False
+
     def refuses(self, column: Column) -> str | None:
         """Refuse integers and float64."""
         return blocks.refuses(column)

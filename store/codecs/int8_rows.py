@@ -30,6 +30,11 @@ class Int8Rows:
         """Always."""
         return True
 
+    @property
+    def plain(self) -> bool:
+        """Never."""
+        return False
+
     def refuses(self, column: Column) -> str | None:
         """Refuse integers and float64."""
         return blocks.refuses(column)

@@ -21,6 +21,11 @@ class Raw:
         """Never."""
         return False
 
+    @property
+    def plain(self) -> bool:
+        """Always."""
+        return True
+
     def refuses(self, column: Column) -> str | None:
         """Return None: every dense column fits."""
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from store.errors import UnavailableError
 from store.memory import MemoryStorage
-from store.storage import Storage, Stream, Written
+from store.storage import ReadInto, Storage, Stream, Written
 from store.urls import open_storage
 
 
@@ -28,10 +30,13 @@ class Plan:
     mode
         ``killed-before`` and ``killed-after``: the process dies before or after the call took effect.
         ``refused``: the call raises and did nothing. ``answer-lost``: the call took effect and raises.
+    reads
+        Reading calls count, too.
     """
 
     at: int = 0
     mode: str = "killed-before"
+    reads: bool = False
     calls: int = 0
     dead: bool = False
     log: list[str] = field(default_factory=list)
@@ -54,16 +59,34 @@ class Plan:
         return done
 
 
+class Before(Plan):
+    """Does something of its own, once, before the first writing call that starts so."""
+
+    def __init__(self, start: str, do: Callable[[], Any]) -> None:
+        super().__init__()
+        self.start, self.do, self.done = start, do, False
+
+    def run(self, what: str, call: Any, *arguments: Any) -> Any:
+        """See ``Plan``."""
+        if what.startswith(self.start) and not self.done:
+            self.done = True
+            self.do()
+        return super().run(what, call, *arguments)
+
+
 class FaultyStorage:
-    """A storage whose writing calls follow a plan; reading calls only die with the process."""
+    """A storage whose calls follow a plan; reading calls only die with the process where the plan does not count them."""
 
     def __init__(self, inner: Storage, plan: Plan) -> None:
         self.inner, self.plan, self.url = inner, plan, inner.url
+        self.call_bytes, self.calls_at_once = inner.call_bytes, inner.calls_at_once
 
-    def _alive(self) -> Storage:
+    def _read(self, what: str, call: Any, *arguments: Any) -> Any:
+        if self.plan.reads:
+            return self.plan.run(what, call, *arguments)
         if self.plan.dead:
             raise Killed
-        return self.inner
+        return call(*arguments)
 
     def create(self, key: str, data: bytes) -> bool:
         """See ``Storage``."""
@@ -76,43 +99,58 @@ class FaultyStorage:
 
     def stream(self, key: str) -> Stream:
         """See ``Storage``."""
-        return _FaultyStream(self._alive().stream(key), self.plan, key)
+        if self.plan.dead:
+            raise Killed
+        return _FaultyStream(self.inner.stream(key), self.plan, key)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """See ``Storage``."""
-        self.plan.run("delete", self.inner.delete, list(keys))
+        """See ``Storage``; a process may die between two objects."""
+        for key in list(keys):
+            self.plan.run(f"delete {key}", self.inner.delete, [key])
 
     def get(self, key: str) -> bytes:
         """See ``Storage``."""
-        return self._alive().get(key)
+        return bytes(self._read(f"get {key}", self.inner.get, key))
 
     def size(self, key: str) -> int:
         """See ``Storage``."""
-        return self._alive().size(key)
+        return int(self._read(f"size {key}", self.inner.size, key))
 
     def modified(self, key: str) -> float:
         """See ``Storage``."""
-        return self._alive().modified(key)
+        return float(self._read(f"modified {key}", self.inner.modified, key))
 
     def read_into(self, key: str, ranges: Sequence[tuple[int, Any]]) -> None:
         """See ``Storage``."""
-        self._alive().read_into(key, ranges)
+        self._read(f"read {key}", self.inner.read_into, key, ranges)
+
+    @contextmanager
+    def reading(self, key: str, soon: Sequence[Sequence[int]] = ()) -> Iterator[ReadInto]:  # noqa: ARG002
+        """See ``Storage``; every read is a call of its own."""
+        yield functools.partial(self.read_into, key)
+
+    def mapped(self, key: str) -> memoryview | None:
+        """See ``Storage``."""
+        found: memoryview | None = self._read(f"map {key}", self.inner.mapped, key)
+        return found
 
     def settle(self, prefix: str) -> None:
         """See ``Storage``."""
-        self._alive().settle(prefix)
+        self._read(f"settle {prefix}", self.inner.settle, prefix)
 
     def keys(self, prefix: str) -> Iterator[str]:
         """See ``Storage``."""
-        return self._alive().keys(prefix)
+        return iter(list(self._read(f"keys {prefix}", self.inner.keys, prefix)))
 
     def folders(self, prefix: str) -> list[str]:
         """See ``Storage``."""
-        return self._alive().folders(prefix)
+        return list(self._read(f"folders {prefix}", self.inner.folders, prefix))
 
     def local_path(self, key: str) -> Path | None:
         """See ``Storage``."""
-        return self._alive().local_path(key)
+        if self.plan.dead:
+            raise Killed
+        return self.inner.local_path(key)
 
 
 class _FaultyStream:

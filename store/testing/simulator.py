@@ -7,6 +7,8 @@ after it, the call is refused, its answer is lost, a listing is an old one. Time
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,8 +17,9 @@ from typing import Any
 
 from store.errors import UnavailableError
 from store.memory import MemoryStorage
-from store.storage import Stream, Written
+from store.storage import ReadInto, Stream, Written
 from store.testing.faults import Killed
+from store.testing.ledger import Ledger
 
 PATIENCE_SECONDS = 60.0
 """Longest wait for an actor to come to its next call; one that computes for longer hangs."""
@@ -30,6 +33,7 @@ class SimulatedStorage(MemoryStorage):
         super().__init__("memory://simulated")
         self.now = 0.0
         self.listings: list[list[str]] = []
+        self.ledger = Ledger()
 
     def create(self, key: str, data: bytes) -> bool:
         """See ``Storage``."""
@@ -37,7 +41,14 @@ class SimulatedStorage(MemoryStorage):
         if made:
             self._times[key] = self.now
             self.listings = [*self.listings, sorted(self._objects)][-OLD_LISTINGS:]
+            self.ledger.made(self, key, data)
         return made
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See ``Storage``."""
+        for key in list(keys):
+            self.ledger.deleting(self, key)
+            super().delete([key])
 
     def modified(self, key: str) -> float:
         """See ``Storage``."""
@@ -68,6 +79,13 @@ class Odds:
 NONE = Odds(killed_before=0, killed_after=0, refused=0, answer_lost=0, old_listing=0)
 
 
+def _closed() -> Any:
+    """Return a lock that is held: cheaper than an event, for each is waited for once."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 @dataclass(eq=False)
 class Actor:
     """One process of the simulation: a function that is given its own storage, called again when it died.
@@ -88,8 +106,9 @@ class Actor:
     odds: Odds = field(default_factory=Odds)
     failure: BaseException | None = None
     deaths: int = 0
-    _may_go: threading.Event = field(default_factory=threading.Event)
-    _waits: threading.Event = field(default_factory=threading.Event)
+    calls: int = 0
+    _may_go: Any = field(default_factory=_closed)
+    _waits: Any = field(default_factory=_closed)
     done: bool = False
     fate: str = ""
     """What happens to its next call."""
@@ -104,6 +123,8 @@ class Simulation:
         Decides who goes next and what goes wrong.
     check
         Called after every ``every`` calls, with nothing else going on; raises where an invariant is broken.
+    schedule
+        Who of the actors that wait goes next; default: the seed decides.
     """
 
     def __init__(
@@ -114,10 +135,12 @@ class Simulation:
         storage: SimulatedStorage | None = None,
         check: Callable[[SimulatedStorage], None] | None = None,
         every: int = 50,
+        schedule: Callable[[Sequence[Actor]], Actor] | None = None,
     ) -> None:
         self.storage = SimulatedStorage() if storage is None else storage
         self.actors, self._check, self._every = list(actors), check, every
         self.rng = random.Random(f"simulation {seed}")
+        self.schedule = self.rng.choice if schedule is None else schedule
         self.calls: list[str] = []
 
     def run(self) -> None:
@@ -135,7 +158,7 @@ class Simulation:
             thread.start()
             self._await(actor)
         while waiting := [actor for actor in self.actors if not actor.done]:
-            actor = self.rng.choice(waiting)
+            actor = self.schedule(waiting)
             actor.fate = actor.odds.draw(self.rng)
             self._step(actor)
             if self._check is not None and len(self.calls) % self._every == 0:
@@ -149,13 +172,13 @@ class Simulation:
 
     def _step(self, actor: Actor) -> None:
         self.storage.now += 1
-        actor._waits.clear()
-        actor._may_go.set()
+        actor.calls += 1
+        actor._may_go.release()
         self._await(actor)
 
     @staticmethod
     def _await(actor: Actor) -> None:
-        if not actor._waits.wait(PATIENCE_SECONDS):
+        if not actor._waits.acquire(timeout=PATIENCE_SECONDS):
             msg = f"actor {actor.name} neither called the storage nor ended within {PATIENCE_SECONDS} s"
             raise TimeoutError(msg)
 
@@ -174,13 +197,12 @@ class Simulation:
             actor.failure = error
         finally:
             actor.done = True
-            actor._waits.set()
+            actor._waits.release()
 
     def call(self, actor: Actor, what: str, call: Callable[[], Any]) -> Any:
         """Do one storage call of an actor in its turn, or what its fate makes of it."""
-        actor._waits.set()
-        actor._may_go.wait()
-        actor._may_go.clear()
+        actor._waits.release()
+        actor._may_go.acquire()
         self.calls.append(f"{actor.name}: {what}{f' ({actor.fate})' if actor.fate else ''}")
         if actor.fate == "killed_before":
             raise Killed
@@ -202,6 +224,7 @@ class ActorStorage:
     def __init__(self, simulation: Simulation, actor: Actor) -> None:
         self._simulation, self._actor = simulation, actor
         self.url = simulation.storage.url
+        self.call_bytes, self.calls_at_once = 1, 1
         self._dead = False
 
     def _do(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -245,6 +268,15 @@ class ActorStorage:
     def read_into(self, key: str, ranges: Sequence[tuple[int, Any]]) -> None:
         """See ``Storage``."""
         self._do(f"read {key}", self._inner.read_into, key, ranges)
+
+    @contextlib.contextmanager
+    def reading(self, key: str, soon: Sequence[Sequence[int]] = ()) -> Iterator[ReadInto]:
+        """See ``Storage``."""
+        del soon
+        yield functools.partial(self.read_into, key)
+
+    def mapped(self, key: str) -> None:
+        """Return None: what is mapped is read without a turn."""
 
     def settle(self, prefix: str) -> None:
         """See ``Storage``."""

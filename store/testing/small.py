@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from store.reader import Store, create
+from store.opening import create
+from store.reader import Store
 from store.schema import Column
 from store.summary import bfloat16_bits, float32_of_bits
 from store.tokens import Document, TokenSequence

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from store.reader import Store, create
+from store.opening import create
+from store.reader import Store
 from store.testing.small import SCALARS, codes_of, sequences_of, values_of
 from store.tokens import TokenSequence
 

@@ -53,7 +53,7 @@ def _newer(s):
     record = json.loads(path.read_bytes())
     record.pop("self")
     record["v"] = 2
-    from store.schema import canonical, sha256
+    from store.records import canonical, sha256
 
     path.write_bytes(canonical({**record, "self": sha256(canonical(record))}))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import store
-from store.schema import FORMAT_VERSION, canonical, sha256
+from store.records import FORMAT_VERSION, canonical, sha256
 from store.testing.faults import flip
 from store.testing.small import codes_of, fill, sequences_of, state_of, values_of, words
 

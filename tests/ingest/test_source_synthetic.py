@@ -11,8 +11,8 @@ from safetensors.numpy import load
 from ingest.errors import SourceError
 from ingest.sources import SOURCES
 from ingest.sources.synthetic import Synthetic
+from store.records import canonical
 from store.registry import to_json
-from store.schema import canonical
 
 SMALL = {"width": 12, "features": 20, "active": 3.0}
 

@@ -83,7 +83,7 @@ def test_a_complete_group(opened):
 
 def test_failed_parts_are_named_until_they_are_done(opened):
     from store.layout import failed_key
-    from store.schema import make_record
+    from store.records import make_record
 
     _commit(opened, [0], [3])
     for part, attempt in ((0, "a" * 16), (4, "b" * 16)):
@@ -105,7 +105,7 @@ def test_groups_of_other_programs_tell_counts_only(opened):
 
 def test_a_run_that_ended_with_failed_parts_is_not_called_working(opened):
     from store.layout import failed_key
-    from store.schema import make_record
+    from store.records import make_record
 
     _commit(opened, range(PARTS - 1), range(50, 0, -10))
     body = {"group": "acts", "part": PARTS - 1, "attempt": "a" * 16, "error": "OSError: fire"}

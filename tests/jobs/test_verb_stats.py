@@ -23,7 +23,7 @@ BOTH = "moments,massive_activations"
 
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr("store.posix._sync_file", lambda fd: None)
+    monkeypatch.setattr("store.system.System.fdatasync", lambda self, fd: None)
     monkeypatch.setattr("os.fsync", lambda fd: None)
 
 

@@ -1,4 +1,4 @@
-"""``gc``, ``drop``, ``retire`` and ``doctor`` from the front door."""
+"""``gc``, ``drop``, ``retire``, ``tombstone``, ``purge`` and ``doctor`` from the front door."""
 
 import json
 
@@ -39,11 +39,34 @@ def test_parts_are_retired(made, capsys):
     assert 0 not in made.refresh().view.parts("acts")
 
 
+def test_documents_are_removed_and_purged(made, capsys):
+    rows = len(made.row_ids())
+    code, found = run(capsys, "tombstone", made.url, "--documents", "1,3", "--reason", "asked to")
+    assert (code, found["documents"]) == (0, [1, 3])
+    left = len(made.refresh().row_ids())
+    code, found = run(capsys, "purge", made.url, "--reason", "asked to")
+    assert code == 0
+    assert sum(part["rows"] for part in found["parts"]) == rows - left > 0
+    assert found["left"] == []
+    assert run(capsys, "verify", made.url)[0] == 0
+    again = run(capsys, "tombstone", made.url, "--documents", "1,1", "--reason", "again")
+    assert again == (
+        0,
+        {"url": made.url, "tombstone": made.live().view.tombstones[0], "documents": [1]},
+    )
+    assert cli.main(["tombstone", made.url, "--documents", "1", "--reason", "again"]) == 0
+    assert "1 document of" in (said := capsys.readouterr().out)
+    assert "removed already" in said
+    code, found = run(capsys, "tombstone", made.url, "--documents", "999", "--reason", "again")
+    assert (code, found["error"]["kind"]) == (1, "document-missing")
+
+
 def test_a_storage_is_examined(tmp_path, capsys):
     code, found = run(capsys, "doctor", tmp_path / "new")
     assert (code, found["ok"]) == (0, True)
     assert cli.main(["doctor", str(tmp_path / "new")]) == 0
     assert "ok  created once" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_words_are_read_and_others_refused():
@@ -52,6 +75,8 @@ def test_words_are_read_and_others_refused():
     ]  # fmt: skip
     assert numbers("3,7") == [3, 7]
     assert numbers("0-2, 9") == [0, 1, 2, 9]
+    with pytest.raises(UsageError, match="100,000,000 parts"):
+        numbers("0-99999999")
     for bad in ("", "week", "-1", "7w"):
         with pytest.raises(UsageError, match="older-than"):
             seconds(bad)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import logging
 from pathlib import Path
 
 import pytest
 
 from store.testing.faults import harvest, plant
 from store.testing.small import small_store
+
+pytest.register_assert_rewrite("store.testing.conformance")
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 _numbers = itertools.count()
@@ -23,7 +24,7 @@ def new_memory_url() -> str:
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch):
     """What is synced when is tested where it matters; no test pulls the plug."""
-    monkeypatch.setattr("store.posix._sync_file", lambda fd: None)
+    monkeypatch.setattr("store.system.System.fdatasync", lambda self, fd: None)
     monkeypatch.setattr("os.fsync", lambda fd: None)
 
 
@@ -31,34 +32,6 @@ def _no_waiting_for_the_disk(monkeypatch):
 def memory_url():
     """A function that returns a fresh ``memory://`` URL."""
     return new_memory_url
-
-
-@pytest.fixture(scope="session")
-def s3_server():
-    """The address of an S3 server in this process, with a bucket called ``bucket``."""
-    moto = pytest.importorskip("moto.server")
-    fsspec, _ = pytest.importorskip("fsspec"), pytest.importorskip("s3fs")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = moto.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        }.items():
-            patch.setenv(name, value)
-        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
-        yield f"127.0.0.1:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3_url(s3_server):
-    """Where an empty store may be made in the bucket."""
-    return f"s3://bucket/store-{next(_numbers)}"
 
 
 @pytest.fixture(params=["memory", "posix"])

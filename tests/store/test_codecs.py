@@ -13,7 +13,8 @@ from store.codecs import CODECS
 from store.codecs.dynamic8 import code_values
 from store.memory import MemoryStorage
 from store.schema import DTYPES, Column
-from store.shards import ShardReader, ShardWriter, identity
+from store.shard_reader import ShardReader
+from store.shards import ShardWriter, identity
 from store.summary import bfloat16_bits, widened
 from store.testing.faults import flip, harvest, overwrite, plant
 from store.testing.small import tokens_store, values_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import store
-import store.reader
+import store.opening
 from store import ConflictError, StoreError
 from store.testing.faults import FaultyStorage, Killed, Plan
 from store.testing.small import codes_of, sequences_of, tokens_store, values_of
@@ -57,7 +57,7 @@ def faulty(monkeypatch):
             inner = open_storage(url)
             return inner if plan is None else FaultyStorage(inner, plan)
 
-        monkeypatch.setattr(store.reader, "open_storage", opener)
+        monkeypatch.setattr(store.opening, "open_storage", opener)
 
     return use
 
@@ -67,7 +67,7 @@ def undisturbed(memory_url):
     """(digest, number of writing calls) of a run nothing happened to."""
     url, plan = memory_url(), Plan()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store.reader, "open_storage", lambda u: FaultyStorage(open_storage(u), plan))
+        patch.setattr(store.opening, "open_storage", lambda u: FaultyStorage(open_storage(u), plan))
         digest = work(url).digest()
     return digest, plan.calls
 

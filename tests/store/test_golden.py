@@ -11,7 +11,7 @@ import pytest
 
 import store
 from store import StoreError
-from store.schema import sha256
+from store.records import sha256
 from store.testing.faults import flip
 from store.testing.small import codes_of, state_of, values_of
 

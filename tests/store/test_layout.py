@@ -44,15 +44,26 @@ def test_row_ids_and_parts_are_a_bijection(part, row, stride):
 @given(names(), st.integers(0, 10**8 - 1), st.integers(0, 12))
 def test_commit_keys_read_back(group, part, n):
     key = layout.commit_key(group, part, n)
-    assert layout.parse_commit_key(key) == (part, n)
+    assert list(layout.parse_commit_keys(group, [key])) == [(part, n)]
+    assert not list(layout.parse_commit_keys(f"{group}x", [key]))
     assert f"/{part // 4096:06d}/" in key
 
 
 @pytest.mark.parametrize(
-    "name", ["00000001.json", "1.0.json", ".tmp-00000001.0.json", "00000001.0.json.bak", "x"]
+    "name",
+    [
+        "000000/00000001.json",
+        "000000/1.0.json",
+        "000000/.tmp-00000001.0.json",
+        "000000/00000001.0.json.bak",
+        "000000/00000001.00.json",
+        "000001/00000001.0.json",
+        "00000001.0.json",
+        "x",
+    ],
 )
 def test_other_names_are_no_commits(name):
-    assert layout.parse_commit_key(f"groups/g/commits/000000/{name}") is None
+    assert not list(layout.parse_commit_keys("g", [f"groups/g/commits/{name}"]))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 import store
 from store import ConflictError, InvalidInputError, NotFoundError, StoreError
-from store.layout import dropped_key, retired_key
+from store.layout import commit_key, dropped_key, retired_key
 from store.maintenance import GRACE_SECONDS, MOST_SKEW_SECONDS, collect, doctor, drop, retire
 from store.testing.faults import FaultyStorage, Killed, Plan
 from store.testing.small import fill, small_store, tokens_store, values_of
@@ -201,6 +201,18 @@ def test_ages_are_not_believed_where_clocks_differ(made):
     assert keys_of(made) == before
 
 
+def test_a_trial_run_writes_nothing(made):
+    """Not even what asks the storage for its time: the store may be read-only."""
+    dead_writer(made, at=6)
+    numbers = {"part_rows": made.part_rows, "part_stride": made.part_stride}
+    plan = Plan()
+    watched = store.Store(
+        FaultyStorage(open_storage(made.url), plan), {"store": made.id, **numbers}, None
+    )
+    assert collect(watched, grace_seconds=0, dry_run=True).keys
+    assert plan.log == []
+
+
 def test_a_record_that_cannot_be_read_keeps_its_attempts(made):
     """Nothing is sure there: one of them may be what the record named."""
     storage = made.view.storage
@@ -248,3 +260,15 @@ def test_the_doctor_names_what_is_wrong(memory_url, monkeypatch, check, ill):
 
 def test_retired_records_lie_where_the_format_says():
     assert retired_key("acts", 7) == "groups/acts/retired/00000007.json"
+
+
+def test_a_part_that_a_late_listing_does_not_show_yet_can_be_retired(made, monkeypatch):
+    storage = made.view.storage
+    keys = type(storage).keys
+    late = commit_key("acts", 0)
+    monkeypatch.setattr(
+        type(storage), "keys", lambda self, prefix: (k for k in keys(self, prefix) if k != late)
+    )
+    assert retire(made, [0], "old", group="acts") == [0]
+    with pytest.raises(NotFoundError, match="part 99"):
+        retire(made, [99], "old", group="acts")

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 
@@ -7,19 +8,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from store import CorruptError, InvalidInputError, UnsupportedVersionError
-from store.schema import (
-    MAX_RECORD_BYTES,
-    Column,
-    Group,
-    canonical,
-    make_record,
-    read_record,
-    sha256,
-    subseed,
-)
+from store.records import MAX_RECORD_BYTES, canonical, make_record, read_record, sha256
+from store.schema import Column, Group, subseed
 from store.testing.strategies import columns, json_values, names
 
 SEALED = {"group": "g", "parts": 3, "rows": 700}
+
+COMMIT = canonical(
+    {
+        "v": 1,
+        "kind": "commit",
+        "store": "id",
+        "group": "g",
+        "part": 3,
+        "n": 0,
+        "rows": 7,
+        "attempt": "0" * 16,
+        "recipe": "r",
+        "tokens": None,
+        "objects": [],
+        "summary": {},
+        "provenance": {"a": 1},
+        "position": 1,
+    }
+).decode()
 
 
 def record(**changes):
@@ -110,6 +122,55 @@ def test_any_truncated_record_is_an_error(length):
     good, _ = make_record("sealed", "id", SEALED)
     with pytest.raises(CorruptError):
         read_record(good[:length], "sealed", "id", "here")
+
+
+def hashed(text):
+    """A record of any JSON text, canonical or not, with the hash its text has."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return text.replace(',"store"', f',"self":"{digest}","store"').encode()
+
+
+@pytest.mark.parametrize(
+    ("position", "good"),
+    [
+        ("1", True),
+        ('"0.5"', True),
+        ('"true"', True),
+        ('{"self":"x"}', True),
+        ("true", False),
+        ("[false]", False),
+        ("0.5", False),
+        ("1e3", False),
+        ("NaN", False),
+        ("-Infinity", False),
+        ("[1, 2]", False),
+        ('"\\u00e9"', False),
+        ('{"a":1,"a":1}', False),
+        ('{"b":1,"a":1}', False),
+        ("-0", False),
+    ],
+)
+def test_of_all_texts_of_a_value_one_is_a_record(position, good):
+    text = COMMIT.replace('"position":1', f'"position":{position}')
+    if good:
+        assert read_record(hashed(text), "commit", "id", "here")["part"] == 3
+        return
+    with pytest.raises(CorruptError) as caught:
+        read_record(hashed(text), "commit", "id", "here")
+    assert caught.value.kind == "record-damaged"
+
+
+def test_a_record_that_holds_its_own_hash_twice_is_hashed_as_any_other():
+    body = {**json.loads(COMMIT), "v": 1}
+    digest = make_record("commit", "id", body)[1]
+    body["provenance"] = {"a": 1, "self": digest}
+    data, mine = make_record("commit", "id", body)
+    assert read_record(data, "commit", "id", "here")["self"] == mine
+    data = data.replace(f'"self":"{digest}"'.encode(), f'"self":"{mine}"'.encode())
+    with pytest.raises(
+        CorruptError
+    ):  # the inner one now equals the outer, and the hash no longer fits
+        read_record(data, "commit", "id", "here")
 
 
 @pytest.mark.parametrize(

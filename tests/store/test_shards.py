@@ -8,7 +8,8 @@ from store.checksum import crc32c
 from store.layout import CHUNK_ROWS, ShardLayout, shard_path
 from store.memory import MemoryStorage
 from store.schema import DTYPES, Column
-from store.shards import ShardReader, ShardWriter, identity
+from store.shard_reader import ShardReader
+from store.shards import ShardWriter, identity
 from store.testing.faults import flip, overwrite
 from store.testing.strategies import columns, cuts, stored_values
 
@@ -72,21 +73,29 @@ def test_scatter_equals_fancy_indexing(data):
     assert np.array_equal(out[place], values[slots])
 
 
-def test_wide_columns_are_read_few_chunks_at_a_time(monkeypatch):
-    monkeypatch.setattr("store.shards._CALL_BYTES", 3 * 256 * 64 * 4)
+@pytest.mark.parametrize(
+    ("call_chunks", "most"), [(0, 1), (3, 2)]
+)  # a chunk has its crc32c behind it
+def test_a_call_reads_as_much_as_the_storage_wants(monkeypatch, call_chunks, most):
     column = Column.parse("x", "float32[64]")
     values = np.arange(1024 * 64, dtype=np.float32).reshape(1024, 64)
     storage, size = write(column, values, [(0, 1024)])
     shard = reader(storage, column, 1024, size)
     asked = []
-    inner = shard.read_chunks
-    shard.read_chunks = lambda chunks, out: (asked.append(len(chunks)), inner(chunks, out))
+    inner = storage.read_into
+    storage.call_bytes = call_chunks * 256 * 64 * 4
+
+    def spying(key, ranges):
+        asked.append(sum(memoryview(buffer).nbytes for _, buffer in ranges) // (256 * 64 * 4))
+        inner(key, ranges)
+
+    monkeypatch.setattr(storage, "read_into", spying)
     out = np.empty_like(values)
     shard.read(0, 1024, out)
     assert np.array_equal(out, values)
     shard.scatter(np.arange(1024), np.arange(1024)[::-1].copy(), out)
     assert np.array_equal(out[::-1], values)
-    assert max(asked) == 2
+    assert max(asked) == most
     assert sum(asked) == 8
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import store
-import store.reader
+import store.opening
 from store import TokenSequence
 from store.testing.faults import FaultyStorage, Killed, Plan
 from store.testing.small import values_of

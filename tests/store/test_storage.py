@@ -1,4 +1,4 @@
-"""Both storages keep one contract; POSIX keeps it with other processes, full disks and read-only folders."""
+"""Every storage keeps one contract; POSIX keeps it with other processes, full disks and read-only folders."""
 
 import errno
 import multiprocessing
@@ -13,28 +13,84 @@ import numpy as np
 import pytest
 
 import store
-import store.posix
-from store import ConflictError, CorruptError, InvalidInputError, NotFoundError, StoreError
-from store.checksum import crc32c
+from store import ConflictError, StoreError
+from store.object_store import ObjectStorage
 from store.posix import PosixStorage
+from store.testing.conformance import CONTRACT, CONTRACT_AT_LENGTH, large_objects_come_back_whole
 from store.testing.faults import harvest
 from store.testing.small import LENGTHS, tokens_store, values_of
 from store.urls import open_storage
 
+slow = pytest.mark.slow
+KINDS_OF_STORAGE = [
+    "memory",
+    "posix",
+    "fsspec",
+    *(pytest.param(n, marks=slow) for n in ("s3", "gs", "az")),
+]
 
-@pytest.fixture(params=["memory", "posix", pytest.param("s3", marks=pytest.mark.slow)])
+
+@pytest.fixture(params=KINDS_OF_STORAGE)
 def storage(request, tmp_path, memory_url):
     """Every kind of storage, empty."""
-    if request.param == "s3":
-        return open_storage(request.getfixturevalue("s3_url"))
-    return open_storage(memory_url() if request.param == "memory" else str(tmp_path / "store"))
+    match request.param:
+        case "memory":
+            return open_storage(memory_url())
+        case "posix":
+            return open_storage(str(tmp_path / "store"))
+        case "fsspec":  # buckets as fsspec's own file system in memory makes them
+            return ObjectStorage(f"memory://bucket{tmp_path}")
+        case scheme:
+            request.getfixturevalue(f"{scheme}_server")
+            return open_storage(f"{scheme}://bucket/contract{tmp_path}")
 
 
-def test_objects_are_written_once(storage):
-    assert storage.create("a/b.json", b"one")
-    assert not storage.create("a/b.json", b"two")
-    assert storage.get("a/b.json") == b"one"
-    assert list(storage.keys("")) == ["a/b.json"]
+# What gcsfs and adlfs hand to their HTTP library is their own affair.
+their_bodies = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
+
+
+@their_bodies
+@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
+def test_every_storage_keeps_the_contract(check, storage):
+    check(storage)
+
+
+@their_bodies
+@pytest.mark.slow
+@pytest.mark.parametrize("check", CONTRACT_AT_LENGTH, ids=lambda check: check.__name__)
+def test_every_storage_keeps_the_contract_at_length(check, storage, request):
+    if storage.url.startswith("memory://bucket") and check is large_objects_come_back_whole:
+        reason = "fsspec's own memory shows files that are still open; no store lies there"
+        request.applymarker(pytest.mark.xfail(raises=AssertionError, reason=reason, strict=True))
+    check(storage)
+
+
+BROKEN = {
+    "create overwrites": (
+        "create",
+        lambda inner: lambda key, data: (inner.put(key, data), True)[1],
+    ),
+    "puts are seen late": ("keys", lambda inner: lambda prefix: iter(())),
+    "short reads are filled": ("read_into", lambda inner: lambda key, ranges: None),
+    "what is missing is empty": ("get", lambda inner: lambda key: b""),
+    "deletes are forgotten": ("delete", lambda inner: lambda keys: None),
+    "every object is as long": ("size", lambda inner: lambda key: 7),
+    "folders are prefixes": ("folders", lambda inner: lambda prefix: sorted(inner.keys(prefix))),
+}
+
+
+@pytest.mark.parametrize(("name", "broken"), BROKEN.values(), ids=BROKEN)
+def test_the_contract_catches_a_storage_that_breaks_it(name, broken, tmp_path):
+    caught = 0
+    for number, check in enumerate(CONTRACT):
+        storage = ObjectStorage(f"memory://bucket{tmp_path}/{number}")
+        other = ObjectStorage(f"memory://bucket{tmp_path}/{number}")
+        setattr(storage, name, broken(other))
+        try:
+            check(storage)
+        except (AssertionError, StoreError):
+            caught += 1
+    assert caught > 0
 
 
 def test_a_key_put_twice_is_noticed_where_that_costs_nothing(url):
@@ -45,88 +101,6 @@ def test_a_key_put_twice_is_noticed_where_that_costs_nothing(url):
         storage.put("a/b.json", b"three")
     assert caught.value.kind == "taken"
     assert storage.get("a/b.json") == b"one"
-
-
-def test_written_objects_say_their_size_and_checksum(storage):
-    pieces = [b"abc", np.arange(10, dtype=np.int16), bytearray(b"x"), memoryview(b""), b"end"]
-    stream = storage.stream("s")
-    stream.write(*pieces[:3])
-    stream.write(*pieces[3:])
-    with pytest.raises(NotFoundError):
-        storage.get("s")
-    written = stream.finish()
-    data = b"".join(bytes(memoryview(piece).cast("B")) for piece in pieces)
-    assert storage.get("s") == data
-    assert (
-        (written.size, written.crc32c)
-        == (len(data), crc32c(data))
-        == (storage.size("s"), crc32c(data))
-    )
-    stream.abandon()
-    assert storage.get("s") == data
-
-
-def test_abandoned_objects_leave_nothing(storage):
-    stream = storage.stream("deep/er/s")
-    stream.write(b"abc")
-    stream.abandon()
-    stream.abandon()
-    assert list(storage.keys("")) == []
-    assert storage.folders("") == []
-
-
-def test_ranges_are_read_and_short_ones_refused(storage):
-    storage.put("k", bytes(range(100)))
-    one, two = bytearray(10), np.empty((2, 5), np.uint8)
-    storage.read_into("k", [(90, one), (0, two), (5, bytearray())])
-    assert one == bytes(range(90, 100))
-    assert two.tobytes() == bytes(range(10))
-    for offset, size in ((91, 10), (100, 1), (10**9, 1)):
-        with pytest.raises(CorruptError) as caught:
-            storage.read_into("k", [(offset, bytearray(size))])
-        assert caught.value.kind == "object-short"
-
-
-def test_what_is_not_there_is_said(storage):
-    for call in (storage.get, storage.size, lambda k: storage.read_into(k, [(0, bytearray(1))])):
-        with pytest.raises(NotFoundError) as caught:
-            call("nothing/here")
-        assert caught.value.kind == "object-missing"
-    storage.delete(["nothing/here"])
-    assert list(storage.keys("nothing")) == storage.folders("nothing") == []
-
-
-def test_listings_take_whole_folder_names(storage):
-    for key in ("a/1", "a/b/2", "ab/3", "c"):
-        storage.put(key, b"")
-    assert sorted(storage.keys("a")) == sorted(storage.keys("a/")) == ["a/1", "a/b/2"]
-    assert storage.folders("") == ["a", "ab"]
-    assert storage.folders("a") == ["b"]
-    storage.delete(["a/b/2", "a/1"])
-    assert storage.folders("") == ["ab"]
-
-
-@pytest.mark.parametrize("key", ["", "/x", "../x", "a/../b", "a//b", ".x", "a/.b", "a\0", "a/"])
-def test_keys_that_leave_the_store_are_refused(storage, key):
-    for call in (lambda: storage.create(key, b""), lambda: storage.local_path(key)):
-        with pytest.raises(InvalidInputError) as caught:
-            call()
-        assert caught.value.kind == "bad-key"
-
-
-def test_of_many_racing_creators_one_wins(storage):
-    won = []
-
-    def run(n):
-        if storage.create("race/record", b"%d" % n):
-            won.append(n)
-
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(16)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    assert len(won) == 1
-    assert storage.get("race/record") == b"%d" % won[0]
-    assert list(storage.keys("")) == ["race/record"]
 
 
 def race(root, number, results):
@@ -193,7 +167,9 @@ def test_every_folder_on_the_way_and_every_file_is_synced_before_the_name_counts
     log = []
     fsync, link, mkdir = os.fsync, os.link, os.mkdir
     name = lambda fd: os.readlink(f"/proc/self/fd/{fd}").removeprefix(str(tmp_path))  # noqa: E731
-    monkeypatch.setattr("store.posix._sync_file", lambda fd: log.append(("data", name(fd)[:9])))
+    monkeypatch.setattr(
+        "store.system.System.fdatasync", lambda _, fd: log.append(("data", name(fd)[:9]))
+    )
     monkeypatch.setattr(os, "fsync", lambda fd: (log.append(("sync", name(fd))), fsync(fd)))
     monkeypatch.setattr(os, "link", lambda a, b: (log.append(("link", b.name)), link(a, b)))
     monkeypatch.setattr(
@@ -201,7 +177,8 @@ def test_every_folder_on_the_way_and_every_file_is_synced_before_the_name_counts
     )
     made = PosixStorage(tmp_path / "s")
     made.put("g/p/x", b"1")
-    assert [entry for entry in log if entry[0] != "mkdir"] == [
+    above = [str(path) for path in tmp_path.parents]
+    assert [entry for entry in log if entry[0] != "mkdir" and entry[1] not in above] == [
         ("sync", ""),
         ("sync", "/s"),
         ("sync", "/s/g"),
@@ -234,8 +211,8 @@ KINDS = {
 }
 
 
-WHERE = [("disk-full", call) for call in ("write", "link", "_sync_file", "open", "mkdir")]
-WHERE += [("quota", "write"), ("read-only", "open"), ("permission", "mkdir"), ("io", "_sync_file")]
+WHERE = [("disk-full", call) for call in ("write", "link", "fdatasync", "open", "mkdir")]
+WHERE += [("quota", "write"), ("read-only", "open"), ("permission", "mkdir"), ("io", "fdatasync")]
 
 
 @pytest.mark.parametrize(("name", "call"), WHERE)
@@ -248,7 +225,7 @@ def test_an_operating_system_that_refuses_is_an_error_of_its_kind_and_costs_noth
     writer = made.writer("more", columns={"f": "float32[20]", "y": "int8"}, recipe={})
     values = {c.name: values_of(ids, c) for c in writer.group.columns.values()}
     writer.put(ids[:600], {name: v[:600] for name, v in values.items()})
-    where = "store.posix._sync_file" if call == "_sync_file" else f"os.{call}"
+    where = "store.system.System.fdatasync" if call == "fdatasync" else f"os.{call}"
     real_open = os.open
 
     def fail(*arguments, **options):
@@ -278,11 +255,11 @@ def test_an_error_after_the_record_landed_does_not_delete_what_it_names(tmp_path
     writer = made.writer("acts", columns={"h": "float32[16]"}, recipe={})
     broken = [True]
 
-    def fail(folder):
+    def fail(self, folder):
         if folder.name == "000000" and broken:
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("store.posix._sync_folder", fail)
+    monkeypatch.setattr(PosixStorage, "sync_folder", fail)
     with pytest.raises(StoreError) as caught, writer:
         writer.put(ids, {"h": np.ones((200, 16))})
     assert caught.value.kind == "unavailable"
@@ -357,9 +334,9 @@ def test_urls_of_files_and_paths_are_the_same_store(tmp_path, monkeypatch):
 def test_a_seal_and_a_part_wait_until_what_they_count_on_is_durable(tmp_path, monkeypatch):
     made = tokens_store(tmp_path / "s", [200])
     log = []
-    sync, link = store.posix._sync_folder, os.link
+    sync, link = PosixStorage.sync_folder, os.link
     monkeypatch.setattr(
-        "store.posix._sync_folder", lambda f: (log.append(f"sync {f.name}"), sync(f))
+        PosixStorage, "sync_folder", lambda self, f: (log.append(f"sync {f.name}"), sync(self, f))
     )
     monkeypatch.setattr(os, "link", lambda a, b: (log.append(f"link {b.name}"), link(a, b)))
     ids = made.row_ids()
@@ -376,6 +353,6 @@ def test_a_loser_waits_until_the_winners_record_is_durable(tmp_path, monkeypatch
     made = PosixStorage(tmp_path)
     made.create("r/x", b"1")
     log = []
-    monkeypatch.setattr("store.posix._sync_folder", lambda folder: log.append(folder.name))
+    monkeypatch.setattr(PosixStorage, "sync_folder", lambda self, folder: log.append(folder.name))
     assert not made.create("r/x", b"2")
     assert log[-1] == "r"

@@ -1,10 +1,14 @@
 import datetime
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from store import CorruptError, InvalidInputError, tables
+import store
+from store import CorruptError, InvalidInputError, NotFoundError, tables
+from store.maintenance import retire
 from store.testing.faults import flip
 
 
@@ -100,3 +104,21 @@ def test_schemas_of_scalars_are_what_is_written():
     )
     assert schema.equals(written.schema)
     assert schema.field("b").type == pa.list_(pa.uint8(), 6)
+
+
+def test_files_are_the_committed_ones_in_part_order_and_verified(small_path, small_memory_url):
+    opened = store.open(small_path)
+    for name in ("tokens", "sequences", "documents", "labels", "codes", "codes_by_latent"):
+        files = opened.files(name)
+        assert len(files) == len(opened.view.parts("tokens"))
+        assert pa.concat_tables(map(pq.read_table, files)).equals(opened.arrow(name))
+    retire(opened, [1], "a test")
+    left = store.open(small_path).files("tokens")
+    assert left == [file for number, file in enumerate(opened.files("tokens")) if number != 1]
+    Path(left[0]).write_bytes(b"PAR1")
+    with pytest.raises(CorruptError, match="object-size"):
+        store.open(small_path).files("tokens")
+    with pytest.raises(NotFoundError, match="table-missing"):
+        opened.files("acts")
+    with pytest.raises(InvalidInputError, match="no-files"):
+        store.open(small_memory_url).files("tokens")

@@ -181,3 +181,11 @@ def test_two_writers_of_the_same_rows_agree_and_of_others_conflict(memory_url):
     made = made.refresh()
     assert len(made.row_ids()) == 100
     assert store.verify(made).orphans == []
+
+
+def test_sequences_from_a_generator_are_all_written(memory_url):
+    made = store.create(memory_url(), part_rows=512, part_stride=1024)
+    with made.writer("tokens", recipe=RECIPE) as writer:
+        writer.put(sequence for sequence in sequences_of([200, 256]))
+        writer.seal()
+    assert len(made.refresh().row_ids()) == 456

@@ -110,7 +110,7 @@ def cut_block(block, at):
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch):
     """What is synced when is the store's affair; no test pulls the plug."""
-    monkeypatch.setattr("store.posix._sync_file", lambda fd: None)
+    monkeypatch.setattr("store.system.System.fdatasync", lambda self, fd: None)
     monkeypatch.setattr("os.fsync", lambda fd: None)
 
 

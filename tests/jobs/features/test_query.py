@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jobs.errors import JobError
 from jobs.features import describe_tables, frame, query, render_frame, table_names
 from store.errors import CorruptError, NotFoundError
-from store.shards import ShardReader
+from store.shard_reader import ShardReader
 
 TABLES = (
     "tokens", "sequences", "documents", "document_parts", "act", "acts", "codes", "codes_by_latent",

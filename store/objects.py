@@ -1,0 +1,127 @@
+"""The objects commits name, verified: each is checked when it is first touched, and trusted from then on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from store import layout, tables
+from store.buffers import Scratch
+from store.checksum import crc32c
+from store.commits import Commit, exists, list_retired
+from store.errors import CorruptError, NotFoundError, StoreError
+from store.partials import check_partial_size, decode_partial, partial_path
+from store.schema import Column
+from store.shard_reader import ShardReader
+from store.shards import identity
+from store.storage import Storage
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Objects:
+    """Objects of a store's commits as they are stored, rows of removed documents included. Threads may share it."""
+
+    def __init__(self, storage: Storage, store_id: str, stride_rows: int) -> None:
+        self.storage, self.store_id, self.stride_rows = storage, store_id, stride_rows
+        self._verified: set[str] = set()
+        self._scratch = Scratch()
+
+    def check(self, commit: Commit, path: str) -> bytes | None:
+        """Verify a whole object once; return its bytes where this call read them."""
+        key = commit.prefix + path
+        if key in self._verified:
+            return None
+        item = commit.objects.get(path)
+        place = f"{path} of group {commit.group!r}, part {commit.part}"
+        where = {"path": key, "group": commit.group, "part": commit.part}
+        tail = "None of its rows were returned. Restore the file from a copy."
+        if item is None:
+            raise CorruptError(
+                f"{place} is not listed in its commit. {tail}", kind="object-missing", **where
+            )
+        try:
+            data = self.storage.get(key)
+        except NotFoundError as error:
+            raise self.gone(commit) or CorruptError(
+                f"{place} is gone. {tail}", kind="object-missing", **where
+            ) from error
+        if len(data) != item.size:
+            raise CorruptError(
+                f"{place} has {len(data)} bytes where its commit says {item.size}. {tail}",
+                kind="object-size",
+                **where,
+            )
+        if f"{crc32c(data):08x}" != item.crc32c:
+            raise CorruptError(
+                f"{place} does not fit its crc32c. {tail}", kind="object-damaged", **where
+            )
+        self._verified.add(key)
+        return data
+
+    def gone(self, commit: Commit) -> StoreError | None:
+        """Return why objects of a commit may be gone though nothing is damaged: it was replaced, retired or dropped."""
+        storage = self.storage
+        retired = {commit.part} & (
+            list_retired(storage, commit.group) | list_retired(storage, "tokens")
+        )
+        if retired or exists(storage, layout.dropped_key(commit.group)):
+            what = "retired, or its group dropped,"
+        elif self.was_replaced(commit):
+            what = "replaced by a purge"
+        else:
+            return None
+        return NotFoundError(
+            f"part {commit.part} of group {commit.group!r} of {storage.url} was {what} after it was opened, and its files "
+            "are deleted. Nothing was read. Open the store again.",
+            kind="purged",
+            group=commit.group,
+            part=commit.part,
+        )
+
+    def stored_table(self, commit: Commit, path: str) -> Any:
+        """Return one Parquet object of a commit as it is stored, verified."""
+        data = self.check(commit, path)
+        if data is None:
+            data = self.storage.get(commit.prefix + path)
+        found = tables.decode(data, commit.prefix + path)
+        if len(found) != commit.objects[path].rows:
+            raise CorruptError(
+                f"{path} of group {commit.group!r}, part {commit.part} holds {len(found)} rows where its "
+                f"commit says {commit.objects[path].rows}. None of them were returned. Restore the file "
+                "from a copy.",
+                kind="rows-differ",
+                path=commit.prefix + path,
+                group=commit.group,
+                part=commit.part,
+            )
+        return found
+
+    def open_shard(self, commit: Commit, column: Column) -> ShardReader:
+        """Return a reader of a dense column's shard that has verified no chunk yet."""
+        item = commit.objects[layout.shard_path(column.name, 1 + len(column.shape))]
+        return ShardReader(
+            self.storage,
+            commit.prefix,
+            column,
+            identity(self.store_id, commit.group, commit.part, column.name, commit.attempt),
+            rows=commit.slots,
+            stride_rows=self.stride_rows,
+            size=item.size,
+            scratch=self._scratch,
+            gone=lambda: self.gone(commit),
+        )
+
+    def partial(self, commit: Commit, column: Column) -> dict[str, Array]:
+        """Return the state in a partial column of a commit, verified; its arrays are read-only."""
+        path = partial_path(column.name)
+        key = commit.prefix + path
+        check_partial_size(commit.objects[path].size, key)
+        data = self.check(commit, path)
+        return decode_partial(self.storage.get(key) if data is None else data, key)
+
+    def was_replaced(self, commit: Commit) -> bool:
+        """Return whether a purge put another commit in the place of one."""
+        key = layout.commit_key(commit.group, commit.part, commit.n + 1)
+        return exists(self.storage, key)

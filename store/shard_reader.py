@@ -1,0 +1,381 @@
+"""Reads chunks of a dense column's shard: each checked when it is first touched, and copied as seldom as can be.
+
+A chunk is read, checked and copied on while it is in the processor's cache; plain chunks that are wanted whole and
+as they are stored are read into place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+
+from store.buffers import Scratch
+from store.checksum import crc32c
+from store.codecs import CODECS
+from store.errors import CorruptError, NotFoundError, StoreError
+from store.layout import ALIGN, CHUNK_ROWS, MISSING, SLOT_BYTES, ShardLayout, shard_path
+from store.schema import Column
+from store.shards import MAGIC, Identity, identity_slot
+from store.storage import Storage
+from store.summary import float32_of_bits
+
+_DENSE_ROWS = (
+    64  # from so many rows on, reading the chunk is faster than touching its pages one by one
+)
+_BLOCK_ROWS = 1024  # copied at once from a mapped file, by way of the processor's cache
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class ShardReader:
+    """Reads chunks of one shard, each verified on first touch.
+
+    Raises
+    ------
+    CorruptError
+        ``object-missing``, ``object-short``, ``object-size``, ``foreign-shard``, ``index-damaged`` or
+        ``chunk-damaged``; the message names group, part, column and chunk. Damaged rows are never returned.
+    StoreError
+        What ``gone`` returns, where the shard is not there and that is no damage.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        prefix: str,
+        column: Column,
+        who: Identity,
+        *,
+        rows: int,
+        stride_rows: int,
+        size: int,
+        scratch: Scratch | None = None,
+        gone: Callable[[], StoreError | None] = lambda: None,
+    ) -> None:
+        self._gone = gone
+        self._storage = storage
+        self._column = column
+        self._who = who
+        self._key = prefix + shard_path(column.name, 1 + len(column.shape))
+        self._codec = CODECS.get(column.codec)()
+        coded_row = self._codec.row_bytes(column)
+        self._fixed_size = coded_row is not None
+        self._layout = ShardLayout(
+            row_bytes=coded_row or column.row_bytes, rows=rows, stride_rows=stride_rows
+        )
+        self._item = np.dtype((np.void, column.row_bytes))
+        self._size = size
+        self._map: Array | None = None
+        self.rows = rows
+        self._index = self._open(size)
+        self._verified = np.zeros(self._layout.chunks, bool)
+        self._scratch = Scratch() if scratch is None else scratch
+
+    def _open(self, size: int) -> Array:
+        self._check_size()
+        slot = bytearray(SLOT_BYTES)
+        tail = np.empty(self._layout.index_bytes, np.uint8)
+        if size < SLOT_BYTES + len(tail):
+            raise self._damage("object-short", f"has {size} bytes, fewer than its slot and index")
+        self._storage.read_into(self._key, [(0, slot), (size - len(tail), tail)])
+        if bytes(slot) != identity_slot(self._who):
+            raise self._damage("foreign-shard", _slot_owner(bytes(slot), identity_slot(self._who)))
+        index = tail[:-4].view("<u8").reshape(-1, 2)
+        if crc32c(tail[:-4]) != int.from_bytes(tail[-4:].tobytes(), "little"):
+            raise self._damage("index-damaged", "has an index whose crc32c does not fit")
+        self._check_index(index, size)
+        return index
+
+    def _check_index(self, index: Array, size: int) -> None:
+        layout = self._layout
+        used = index[: layout.chunks]
+        end = np.uint64(size - layout.index_bytes)
+        limit = np.uint64(2 * layout.coded_bytes + ALIGN)  # no codec may grow a chunk beyond this
+        good = (
+            (index[layout.chunks :] == np.uint64(MISSING)).all()
+            and (used[:, 0] >= SLOT_BYTES).all()
+            and (used[:, 0] % np.uint64(ALIGN) == 0).all()
+            and (used[:, 1] <= limit).all()
+            and (used[:, 1] > np.uint64(4)).all()
+            and (used[:, 0] <= end).all()
+            and (used[:, 0] + used[:, 1] <= end).all()
+        )
+        if good and self._fixed_size:
+            offsets = SLOT_BYTES + np.arange(layout.chunks, dtype=np.uint64) * np.uint64(
+                layout.spacing
+            )
+            good = bool((used[:, 0] == offsets).all() and (used[:, 1] == layout.coded_bytes).all())
+        if not good:
+            raise self._damage("index-damaged", "has an index that does not fit its own size")
+
+    def _damage(self, kind: str, what: str, chunk: int | None = None) -> CorruptError:
+        who = self._who
+        place = f"group {who['group']!r}, part {who['part']}, column {who['column']!r}"
+        if chunk is not None:
+            place += f", chunk {chunk} (rows {chunk * CHUNK_ROWS}–{(chunk + 1) * CHUNK_ROWS - 1})"
+        return CorruptError(
+            f"the shard of {place} {what}. None of its damaged rows were returned; the store was not "
+            f"changed. File: {self._key}. Restore it from a copy, or make the group again under "
+            "another name.",
+            kind=kind,
+            path=self._key,
+            **{key: who[key] for key in ("group", "part", "column")},
+            **({} if chunk is None else {"chunk": chunk}),
+        )
+
+    def read_chunks(self, chunks: Sequence[int], out: Sequence[Array]) -> None:
+        """Fill ``out[i]`` (``[256, *shape]``, C-contiguous, stored dtype) with chunk ``chunks[i]``."""
+        for target, (chunk, coded) in zip(out, self._fetched(chunks, out), strict=True):
+            if not self._codec.plain:
+                self._decode(chunk, coded, target)
+
+    def blanked(self, chunk: int, slots: Array) -> Any:
+        """Return a chunk as it is coded, verified, with zeros for the rows in some of its slots.
+
+        All other rows decode to what they were, bit for bit; those decode to zeros.
+        """
+        values = np.empty((CHUNK_ROWS, *self._column.shape), self._column.stored)
+        self.read_chunks([chunk], [values])
+        if not self._codec.lossy:
+            values[slots] = 0
+            return self._codec.encode(values, self._column)
+        coded = np.empty(int(self._index[chunk, 1]), np.uint8)
+        self._storage.read_into(self._key, [(int(self._index[chunk, 0]), coded)])
+        rows = coded[:-4].reshape(CHUNK_ROWS, -1)
+        rows[slots] = self._codec.encode(np.zeros_like(values), self._column).reshape(rows.shape)[0]
+        return rows.reshape(-1)
+
+    def read(self, start: int, stop: int, out: Array) -> None:
+        """Fill ``out`` (C-contiguous; stored dtype, or float32 of bfloat16) with rows ``start:stop``."""
+        chunks = range(start // CHUNK_ROWS, -(-stop // CHUNK_ROWS))
+        lows = [max(start, chunk * CHUNK_ROWS) for chunk in chunks]
+        places = [
+            out[low - start : min(stop, (chunk + 1) * CHUNK_ROWS) - start]
+            for low, chunk in zip(lows, chunks, strict=True)
+        ]
+        in_place = self._codec.plain and out.dtype == self._column.stored
+        targets = [place if in_place and len(place) == CHUNK_ROWS else None for place in places]
+        fetched = self._fetched(chunks, targets)
+        for (chunk, coded), place, low, target in zip(fetched, places, lows, targets, strict=True):
+            if target is None:
+                at = low - chunk * CHUNK_ROWS
+                self._widen(self._values(chunk, coded)[at : at + len(place)], place)
+
+    def scatter(self, slots: Array, place: Array, out: Array) -> None:
+        """Copy rows ``slots`` (in any order, repeats allowed) to ``out[place]``, each chunk read once.
+
+        ``out`` is C-contiguous, of the stored dtype, or float32 where that is bfloat16. A few rows of a chunk that
+        is verified are copied from the mapped file instead, where the storage has one.
+        """
+        assert out.flags.c_contiguous
+        if not len(slots):
+            return
+        ascending = bool((slots[1:] > slots[:-1]).all())
+        if not ascending:
+            order = np.argsort(slots, kind="stable")
+            slots, place = slots[order], place[order]
+        chunk_of = slots // CHUNK_ROWS
+        bounds = np.concatenate(
+            [[0], np.flatnonzero(chunk_of[1:] != chunk_of[:-1]) + 1, [len(slots)]]
+        )
+        chunks, counts = chunk_of[bounds[:-1]], np.diff(bounds)
+        few = self._verified[chunks] & (counts < _DENSE_ROWS)
+        if few.any() and (mapped := self._mapped()) is not None:
+            there = np.repeat(few, counts)
+            self._scatter_mapped(mapped, slots[there], place[there], out)
+        else:
+            few[:] = False
+        whole = ascending & (slots[bounds[1:] - 1] - slots[bounds[:-1]] == counts - 1)
+        self._scatter_chunks(
+            [chunks[~few], bounds[:-1][~few], bounds[1:][~few], whole[~few]], slots, place, out
+        )
+
+    def _scatter_mapped(self, mapped: Array, slots: Array, place: Array, out: Array) -> None:
+        items = _items(out)
+        shape, stored = self._column.shape, self._column.stored
+        for low in range(0, len(slots), _BLOCK_ROWS):
+            some = slots[low : low + _BLOCK_ROWS]
+            rows = mapped[some // CHUNK_ROWS, some % CHUNK_ROWS]
+            if out.dtype != stored:
+                rows = _items(self._as_returned(rows.view(stored).reshape(-1, *shape), out.dtype))
+            items[place[low : low + _BLOCK_ROWS]] = rows
+
+    def _scatter_chunks(
+        self, pieces: Sequence[Array], slots: Array, place: Array, out: Array
+    ) -> None:
+        """Copy rows of (chunk, first, last, whether the slots follow one another) of the ascending slots."""
+        items = _items(out)
+        chunks, firsts, lasts, runs = (piece.tolist() for piece in pieces)
+        for (chunk, coded), low, high, run in zip(
+            self._fetched(chunks), firsts, lasts, runs, strict=True
+        ):
+            rows = self._rows(chunk, coded, out.dtype)
+            if run:
+                first = int(slots[low]) - chunk * CHUNK_ROWS
+                items[place[low:high]] = rows[first : first + high - low]
+            else:
+                items[place[low:high]] = rows[slots[low:high] - chunk * CHUNK_ROWS]
+
+    def _fetched(
+        self, chunks: Sequence[int], targets: Sequence[Array | None] = ()
+    ) -> Iterator[tuple[int, Array]]:
+        """Yield each chunk's number and its coded bytes, checked, which hold until the next is asked for.
+
+        A plain codec's bytes are read straight into the chunk's target where it has one.
+        """
+        if not chunks:
+            return
+        step = max(1, self._storage.call_bytes // self._layout.coded_bytes)
+        where = self._index[list(chunks)].tolist()
+        with self._there(), self._storage.reading(self._key, where) as read_into:
+            for low in range(0, len(chunks), step):
+                ranges, pieces = self._ranges(where[low : low + step], targets[low : low + step])
+                read_into(ranges)
+                for chunk, (coded, tail) in zip(chunks[low : low + step], pieces, strict=True):
+                    self._check(chunk, coded, tail)
+                    yield chunk, coded
+
+    def _ranges(
+        self, where: Sequence[Sequence[int]], targets: Sequence[Array | None]
+    ) -> tuple[list[tuple[int, Array]], list[tuple[Array, Array]]]:
+        """Return what to read, and for each chunk where its coded bytes and its crc32c will be."""
+        held, at = self._scratch.take("coded", sum(size for _, size in where)), 0
+        ranges, pieces = [], []
+        for number, (offset, size) in enumerate(where):
+            target = targets[number] if targets and self._codec.plain else None
+            whole = held[at : at + size]
+            coded = whole[:-4] if target is None else target.reshape(-1).view(np.uint8)
+            pieces.append((coded, whole[-4:]))
+            if target is None:
+                ranges.append((offset, whole))
+            else:
+                ranges += [(offset, coded), (offset + size - 4, whole[-4:])]
+            at += size
+        return ranges, pieces
+
+    def _check(self, chunk: int, coded: Array, tail: Array) -> None:
+        if not self._verified[chunk]:
+            if crc32c(coded) != int.from_bytes(tail.tobytes(), "little"):
+                raise self._damage("chunk-damaged", "does not fit its crc32c", chunk)
+            self._verified[chunk] = True
+
+    def _decode(self, chunk: int, coded: Array, out: Array) -> None:
+        try:
+            self._codec.decode(coded, out, self._column)
+        except ValueError as error:
+            what = f"is not coded as {self._column.codec!r}: {error}"
+            raise self._damage("chunk-damaged", what, chunk) from error
+
+    def _values(self, chunk: int, coded: Array) -> Array:
+        """Return the chunk's stored values, which hold until the next chunk is asked for."""
+        shape = (CHUNK_ROWS, *self._column.shape)
+        if self._codec.plain:
+            return coded.view(self._column.stored).reshape(shape)
+        rows = self._scratch.array("rows", shape, self._column.stored)
+        self._decode(chunk, coded, rows)
+        return rows
+
+    def _rows(self, chunk: int, coded: Array, dtype: np.dtype[Any]) -> Array:
+        """Return the chunk's rows as single items of a dtype, which hold until the next chunk is asked for."""
+        if self._codec.plain and dtype == self._column.stored:
+            return coded.view(self._item)
+        return _items(self._as_returned(self._values(chunk, coded), dtype))
+
+    def _as_returned(self, values: Array, dtype: np.dtype[Any]) -> Array:
+        """Return stored values in the dtype callers want, which hold until the next are asked for."""
+        if values.dtype == dtype:
+            return values
+        return float32_of_bits(values, self._scratch.array("wide", values.shape, dtype))
+
+    def _widen(self, values: Array, out: Array) -> None:
+        if values.dtype == out.dtype:
+            out[:] = values
+        else:
+            float32_of_bits(values, out)
+
+    def _mapped(self) -> Array | None:
+        """Return the rows of a plain shard as items ``[chunks, 256]`` in the mapped file, or None."""
+        if not self._codec.plain:
+            return None
+        self._check_size()  # what is gone must not be touched
+        if self._map is None:
+            with self._there():
+                data = self._storage.mapped(self._key)
+            self._map = None if data is None else self._rows_of(data)
+        return self._map
+
+    def _check_size(self) -> None:
+        with self._there():
+            found = self._storage.size(self._key)
+        if found != self._size:
+            raise self._damage(
+                "object-size", f"has {found} bytes where its commit says {self._size}"
+            )
+
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        """Say what it means where the shard is not there."""
+        try:
+            yield
+        except NotFoundError as error:
+            raise self._gone() or self._damage("object-missing", "is not there") from error
+
+    def _rows_of(self, data: memoryview) -> Array:
+        row_bytes = self._column.row_bytes
+        return np.ndarray(
+            (self._layout.chunks, CHUNK_ROWS),
+            self._item,
+            data,
+            offset=SLOT_BYTES,
+            strides=(self._layout.spacing, row_bytes),
+        )
+
+
+class RowReader(Protocol):
+    """Rows of one part of a dense column, by their number among those that may be read."""
+
+    def read(self, start: int, stop: int, out: Array) -> None:
+        """Fill ``out`` with rows ``start:stop``."""
+
+    def scatter(self, slots: Array, place: Array, out: Array) -> None:
+        """Copy rows ``slots`` (in any order, repeats allowed) to ``out[place]``."""
+
+
+class SomeRows:
+    """The rows of a shard in some of its slots, ascending: the others must not be read."""
+
+    def __init__(self, reader: ShardReader, slots: Array) -> None:
+        self._reader, self._slots = reader, slots
+
+    def read(self, start: int, stop: int, out: Array) -> None:
+        """See ``RowReader``."""
+        self._reader.scatter(self._slots[start:stop], np.arange(stop - start), out)
+
+    def scatter(self, slots: Array, place: Array, out: Array) -> None:
+        """See ``RowReader``."""
+        self._reader.scatter(self._slots[slots], place, out)
+
+
+def _items(rows: Array) -> Array:
+    """Return C-contiguous rows as single items: NumPy moves them faster than as rows of many numbers."""
+    row_bytes = math.prod(rows.shape[1:]) * rows.itemsize
+    return rows.reshape(-1).view(np.dtype((np.void, row_bytes)))
+
+
+def _slot_owner(slot: bytes, wanted: bytes) -> str:
+    length = int.from_bytes(slot[8:12], "little")
+    text = slot[12 : 12 + length]
+    stored = int.from_bytes(slot[12 + length : 16 + length], "little")
+    if slot[:8] != MAGIC:
+        return (
+            "has no identity slot, so another program wrote it or its first bytes are damaged (to bring in what "
+            "other tools wrote, read it with them and put it through a writer)"
+        )
+    if length > SLOT_BYTES - 16 or crc32c(slot[: 12 + length]) != stored:
+        return "belongs to nobody: its identity slot is damaged"
+    if slot[: 16 + length] == wanted[: 16 + length]:
+        return "has bytes behind its identity where zeros should be"
+    return f"belongs to another shard: {text.decode(errors='replace')}"
