@@ -196,7 +196,7 @@ class Schedule:
         waiting, running = [], []
         for other, held in self._hands.items():
             for item in held:
-                if other == worker or not self._may_copy(worker, item.part):
+                if other == worker or not self._may_copy(item.part):
                     continue
                 if item.since is None:
                     waiting.append(item.part)
@@ -206,12 +206,9 @@ class Schedule:
             return min(waiting)
         return min(running)[1] if running else None
 
-    def _may_copy(self, worker: int, part: int) -> bool:
-        return (
-            part in self._left
-            and len(self.holders(part)) == 1
-            and worker not in self._of[part].failed_on
-        )
+    def _may_copy(self, part: int) -> bool:
+        # What failed once may end whoever tries it: no two at a time.
+        return part in self._left and len(self.holders(part)) == 1 and not self._of[part].failures
 
     def _slow(self, seconds: float) -> bool:
         if not self._seconds:

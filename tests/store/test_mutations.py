@@ -53,7 +53,7 @@ MUTATIONS = [
         "posix.py",
         "                self.sync_folder(self.local_path(key).parent)\n            return False",
         "                pass\n            return False",
-        "test_power.py",
+        "test_storage.py",
     ),
     Mutation(
         "a record is overwritten instead of created",
@@ -67,19 +67,13 @@ MUTATIONS = [
         "posix.py",
         "landed = self._system.fstat(self._fd).st_nlink == 2",
         "landed = False",
-        "test_fault_table.py",
-    ),
-    Mutation(
-        "a link on the way is followed when a file is made",
-        "posix.py",
-        "| os.O_NOFOLLOW",
-        "",
         "test_storage.py",
     ),
     Mutation(
         "who lost the race is not read back",
         "commits.py",
-        "        winner = self._recorded()\n        if winner.attempt != self.id:\n            self.drop()\n        return winner",
+        "        winner = self._recorded()\n        if winner.attempt != self.id:\n"
+        "            self.drop()\n        return winner",
         "        return Commit.from_record({**body, 'self': digest}, key)",
         "test_commits.py",
     ),
@@ -116,14 +110,14 @@ MUTATIONS = [
         "commits.py",
         '    layout.check_object_path(entry["path"])\n    return Item',
         "    return Item",
-        "test_commits.py",
+        "test_view.py",
     ),
     Mutation(
         "a commit of another place is taken",
         "commits.py",
         "        if layout.commit_key(commit.group, commit.part, commit.n) != where:",
         "        if False:",
-        "test_commits.py",
+        "test_view.py",
     ),
     Mutation(
         "a commit of another recipe is taken",
@@ -186,7 +180,7 @@ MUTATIONS = [
         "shard_reader.py",
         'raise self._gone() or self._damage("object-missing", "is not there") from error',
         "pass",
-        "test_shards.py",
+        "test_verify.py",
     ),
     Mutation(
         "a table is not held against its crc32c",
@@ -242,7 +236,7 @@ MUTATIONS = [
         "tombstones.py",
         "    if sha256(data) == tombstone:",
         "    if True:",
-        "test_tombstones.py",
+        "test_purge.py",
     ),
     Mutation(
         "another recipe joins a group",

@@ -6,7 +6,7 @@ import pytest
 import store
 from store import CorruptError, NotFoundError, UnsupportedVersionError, layout
 from store.commits import load_commit
-from store.records import make_record
+from store.records import make_record, read_record
 from store.testing.faults import overwrite
 from store.testing.small import LENGTHS, fill, tokens_store
 
@@ -89,7 +89,16 @@ def replace_commit(made, group, part, changes):
     put_record(made, layout.commit_key(group, part, 1), "commit", record)
 
 
+def other_commit(made, group, part):
+    """Put another commit, valid in itself, where one lies."""
+    key = layout.commit_key(group, part)
+    held = read_record(made.view.storage.get(key), "commit", made.id, key)
+    body = {name: held[name] for name in held if name not in {"v", "kind", "store", "self"}}
+    put_record(made, key, "commit", {**body, "provenance": {"second": "time"}})
+
+
 GONE = {
+    "another-now": lambda s: other_commit(s, "acts", 1),
     "record-deleted": lambda s: overwrite(s.view.storage, layout.commit_key("acts", 1), None),
     "purged": lambda s: replace_commit(s, "acts", 1, {}),
     "retired": lambda s: put_record(
