@@ -133,7 +133,7 @@ class Simulation:
         seed: int,
         *,
         storage: SimulatedStorage | None = None,
-        check: Callable[[SimulatedStorage], None] | None = None,
+        check: Callable[[SimulatedStorage], object] | None = None,
         every: int = 50,
         schedule: Callable[[Sequence[Actor]], Actor] | None = None,
     ) -> None:
@@ -328,3 +328,23 @@ class _Stream:
     def abandon(self) -> None:
         """See ``Stream``."""
         self._inner.abandon()
+
+
+@dataclass
+class Account:
+    """What happened in some runs."""
+
+    deaths: int = 0
+    calls: int = 0
+    deleted: int = 0
+
+    @classmethod
+    def of(cls, actors: Sequence[Actor], simulation: Simulation) -> Account:
+        """Count what happened in one run."""
+        deleted = simulation.storage.ledger.deleted
+        return cls(sum(actor.deaths for actor in actors), len(simulation.calls), deleted)
+
+    def __add__(self, other: Account) -> Account:
+        return Account(
+            self.deaths + other.deaths, self.calls + other.calls, self.deleted + other.deleted
+        )
