@@ -10,7 +10,7 @@ from typing import Any
 
 from store.commits import exists
 from store.errors import CorruptError, InvalidInputError, NotFoundError
-from store.records import foreign_record, make_record, read_record, sha256
+from store.records import foreign_record, load_record, make_record, sha256
 from store.schema import check_name
 from store.storage import Storage
 
@@ -68,27 +68,27 @@ def get_asset(storage: Storage, asset: str) -> dict[str, bytes]:
     """
     key = f"assets/{check_name(asset, 'asset')}/{MANIFEST}"
     try:
-        data = storage.get(key)
+        record = load_record(storage, key, "asset", ANY_STORE)
     except NotFoundError as error:
         raise NotFoundError(
             f"there is no asset {asset} in {storage.url}. Nothing was changed. Check the id.",
             kind="asset-missing",
             path=key,
         ) from error
-    record = read_record(data, "asset", ANY_STORE, key)
     if record["self"] != asset:
         raise foreign_record(key, f"is the manifest of asset {record['self']}")
     return {
-        check_name(name, "asset file"): _asset_file(storage, f"assets/{asset}/{name}", list(entry))
+        check_name(name, "asset file"): _asset_file(storage, f"assets/{asset}/{name}", entry)
         for name, entry in record["files"].items()
     }
 
 
-def _asset_file(storage: Storage, path: str, entry: list[Any]) -> bytes:
+def _asset_file(storage: Storage, path: str, entry: Any) -> bytes:
     try:
-        content = storage.get(path)
+        size = int(entry[0])
+        content = storage.get(path, size) if size >= 0 else b""
         fits = [len(content), sha256(content)] == entry
-    except NotFoundError:
+    except (NotFoundError, TypeError, ValueError, LookupError):
         fits = False
     if not fits:
         raise CorruptError(

@@ -26,7 +26,7 @@ from store.errors import (
     UnavailableError,
 )
 from store.partials import partial_path
-from store.records import foreign_record, make_record, read_record
+from store.records import foreign_record, load_record, make_record
 from store.schema import Column, Group
 from store.shards import ShardWriter, identity, zarr_json
 from store.storage import Storage, Written
@@ -184,7 +184,7 @@ def check_commit(commit: Commit, group: Group, stride_rows: int) -> None:
 def load_commit(storage: Storage, store_id: str, group: str, part: int, n: int) -> Commit:
     """Read and check the record of one part."""
     key = layout.commit_key(group, part, n)
-    return Commit.from_record(read_record(storage.get(key), "commit", store_id, key), key)
+    return Commit.from_record(load_record(storage, key, "commit", store_id), key)
 
 
 def list_commits(storage: Storage, group: str) -> dict[int, int]:

@@ -7,7 +7,11 @@ asked, what was found, where, what state things are in now, what to do.
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
+
+# A message quotes names and bytes of a store, and lands in a terminal.
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class ActlakeError(Exception):
@@ -27,6 +31,7 @@ class ActlakeError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, kind: str | None = None, **where: Any) -> None:
+        message = _CONTROL.sub(lambda found: repr(found[0])[1:-1], message)
         super().__init__(message)
         self.message = message
         self.where = where

@@ -14,7 +14,7 @@ from store.errors import (
     NotFoundError,
     UnsupportedVersionError,
 )
-from store.records import canonical, differences, foreign_record, make_record, read_record
+from store.records import canonical, differences, foreign_record, load_record, make_record
 from store.schema import Column, Group
 from store.storage import Storage
 
@@ -59,12 +59,12 @@ def _instead(group: str) -> str:
 def load_group(storage: Storage, store_id: str, name: str) -> Group:
     """Read a group's declaration."""
     key = layout.group_key(name)
-    record = read_record(storage.get(key), "group", store_id, key)
+    record = load_record(storage, key, "group", store_id)
     try:
         group = Group.from_json(record)
         for column in group.columns.values():
             CODECS.get(column.codec)
-    except (InvalidInputError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnsupportedVersionError(
             f"group {name!r} of {storage.url} has columns this version does not know ({error}). Nothing "
             "was read or changed. Upgrade actlake.",
@@ -80,7 +80,7 @@ def load_sealed(storage: Storage, store_id: str, group: str) -> dict[str, Any] |
     key = layout.sealed_key(group)
     if not exists(storage, key):
         return None
-    record = read_record(storage.get(key), "sealed", store_id, key)
+    record = load_record(storage, key, "sealed", store_id)
     if record["group"] != group:
         raise foreign_record(key, f"seals group {record['group']!r}")
     return record

@@ -25,7 +25,7 @@ from store.index_records import (
     named_assets,
 )
 from store.indexes import Indexes, Share, fitting, places, replaceable
-from store.records import read_record
+from store.records import load_record
 from store.schema import NAME
 from store.sorting import sort_key
 from store.storage import Storage
@@ -184,7 +184,7 @@ def _listed(storage: Storage, asset: str) -> list[str]:
     """Return the files an asset's manifest lists; none where it cannot be read."""
     key = f"assets/{asset}/{MANIFEST}"
     try:
-        return list(read_record(storage.get(key), "asset", ANY_STORE, key)["files"])
+        return list(load_record(storage, key, "asset", ANY_STORE)["files"])
     except StoreError:
         return []
 

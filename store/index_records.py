@@ -18,7 +18,7 @@ from store.assets import INDEX_ENDING, get_asset
 from store.commits import exists
 from store.errors import CorruptError, NotFoundError
 from store.pins import pin_id
-from store.records import foreign_record, read_record
+from store.records import foreign_record, load_record
 from store.schema import NAME
 from store.storage import Storage
 
@@ -90,7 +90,7 @@ def index_keys(storage: Storage, group: str, table: str | None = None) -> list[s
 
 def index_record(storage: Storage, store_id: str, key: str) -> Mapping[str, Any]:
     """Read an index's record, checked but for what its assets say."""
-    record = read_record(storage.get(key), "index", store_id, key)
+    record = load_record(storage, key, "index", store_id)
     if layout.index_key(record["group"], record["table"], record["pin"]) != key:
         raise foreign_record(key, f"says it is of table {record['table']!r} of {record['group']!r}")
     return record
@@ -156,7 +156,7 @@ def _from_record(storage: Storage, record: Mapping[str, Any], key: str) -> Index
 
 
 def _columns(storage: Storage, asset: str, name: str) -> dict[str, Any]:
-    return tables.read_parquet(get_asset(storage, asset)[name])
+    return tables.read_parquet(get_asset(storage, asset)[name], tables.SIDE_ROWS)
 
 
 def load_indexes(storage: Storage, store_id: str, group: str, table: str) -> Iterator[Index]:

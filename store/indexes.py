@@ -267,6 +267,7 @@ class Indexes:
             source: Any = local
             if local is None or asset not in self._verified:
                 source = get_asset(storage, asset)[ROWS]
+                tables.check_bytes(source, key, rows)
             file = tables.TableFile(local or source, key)
         except (CorruptError, NotFoundError, KeyError) as error:
             why = f"{key} is gone or damaged ({getattr(error, 'kind', 'not listed')})"

@@ -58,9 +58,10 @@ class MemoryStorage:
     def stream(self, key: str) -> MemoryStream:
         return MemoryStream(self, check_key(key))
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         try:
-            return self._objects[key]
+            data = self._objects[key]
+            return data if most is None or len(data) <= most else data[: most + 1]
         except KeyError as error:
             raise missing(key, self.url) from error
 

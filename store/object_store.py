@@ -186,10 +186,17 @@ class ObjectStorage:
 
     # -- reading ---------------------------------------------------------------------------------------
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         """See ``Storage``."""
         path = self._path(key)
-        return bytes(self._call(key, lambda fs: fs.cat_file(path)))
+        if most is None:
+            return bytes(self._call(key, lambda fs: fs.cat_file(path)))
+        try:
+            return bytes(self._call(key, lambda fs: fs.cat_file(path, start=0, end=most + 1)))
+        except Exception as error:
+            if not (_is_taken(error) or _is_behind(error)):
+                raise
+            return b""  # of an empty object there is no range
 
     def size(self, key: str) -> int:
         """See ``Storage``."""

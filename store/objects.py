@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from store.checksum import crc32c
 from store.commits import Commit, exists, list_retired
 from store.errors import CorruptError, NotFoundError, StoreError
 from store.partials import check_partial_size, decode_partial, partial_path
-from store.schema import Column
+from store.schema import Column, Group
 from store.shard_reader import ShardReader
 from store.shards import identity
 from store.storage import Storage
@@ -23,8 +24,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Objects:
     """Objects of a store's commits as they are stored, rows of removed documents included. Threads may share it."""
 
-    def __init__(self, storage: Storage, store_id: str, stride_rows: int) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        store_id: str,
+        stride_rows: int,
+        group: Callable[[str], Group],
+    ) -> None:
         self.storage, self.store_id, self.stride_rows = storage, store_id, stride_rows
+        self._group = group
         self._verified: set[str] = set()
         self._scratch = Scratch()
 
@@ -42,14 +50,14 @@ class Objects:
                 f"{place} is not listed in its commit. {tail}", kind="object-missing", **where
             )
         try:
-            data = self.storage.get(key)
+            data = self.storage.get(key, min(item.size, tables.MAX_FILE_BYTES))
         except NotFoundError as error:
             raise self.gone(commit) or CorruptError(
                 f"{place} is gone. {tail}", kind="object-missing", **where
             ) from error
         if len(data) != item.size:
             raise CorruptError(
-                f"{place} has {len(data)} bytes where its commit says {item.size}. {tail}",
+                f"{place} has {len(data) if len(data) < item.size else 'more'} bytes where its commit says {item.size}. {tail}",
                 kind="object-size",
                 **where,
             )
@@ -57,6 +65,8 @@ class Objects:
             raise CorruptError(
                 f"{place} does not fit its crc32c. {tail}", kind="object-damaged", **where
             )
+        if path.endswith(".parquet"):
+            tables.check_bytes(data, key, item.rows)
         self._verified.add(key)
         return data
 
@@ -96,6 +106,23 @@ class Objects:
                 group=commit.group,
                 part=commit.part,
             )
+        try:
+            tables.check_object(
+                found,
+                path,
+                object_schema(self._group(commit.group), path),
+                commit.part * self.stride_rows,
+                self.stride_rows,
+            )
+        except ValueError as error:
+            raise CorruptError(
+                f"{path} of group {commit.group!r}, part {commit.part} is no such table of that part: {error}. None of "
+                "its rows were returned. Restore the file from a copy.",
+                kind="table-invalid",
+                path=commit.prefix + path,
+                group=commit.group,
+                part=commit.part,
+            ) from error
         return found
 
     def open_shard(self, commit: Commit, column: Column) -> ShardReader:
@@ -125,3 +152,9 @@ class Objects:
         """Return whether a purge put another commit in the place of one."""
         key = layout.commit_key(commit.group, commit.part, commit.n + 1)
         return exists(self.storage, key)
+
+
+def object_schema(group: Group, path: str) -> Any:
+    """Return the Arrow schema of a table of a group's parts."""
+    scalars = (column for column in group.columns.values() if column.kind == "scalar")
+    return tables.object_schema(path, {c.name: (c.stored, c.shape) for c in scalars})

@@ -8,7 +8,7 @@ from pathlib import Path
 from store import layout
 from store.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
 from store.reader import Store
-from store.records import make_record, read_record
+from store.records import MAX_RECORD_BYTES, make_record, read_record
 from store.storage import Storage
 from store.urls import open_storage
 
@@ -80,7 +80,7 @@ def open_store(url: str | Path, pin: str | None = None) -> Store:
 def open_in(storage: Storage, pin: str | None = None) -> Store:
     """Open the store in a storage; see ``open_store``."""
     try:
-        data = storage.get(layout.STORE_KEY)
+        data = storage.get(layout.STORE_KEY, MAX_RECORD_BYTES)
     except NotFoundError as error:
         raise NotFoundError(
             f"there is no store at {storage.url} (no {layout.STORE_KEY}). Nothing was changed. Check the "

@@ -119,6 +119,7 @@ class PosixStorage:
             return self._opened(path, key)
 
     def _opened(self, path: Path, key: str) -> PosixStream:
+        self._refuse_links(path.parent)
         made = self._make_folders(path.parent)
         stream = PosixStream(path, key, self)
         try:
@@ -133,6 +134,18 @@ class PosixStorage:
             return stat.S_ISDIR(self.system.stat(path).st_mode)
         except (FileNotFoundError, NotADirectoryError):
             return False
+
+    def _refuse_links(self, folder: Path) -> None:
+        """Raise where the way from the root to a folder goes over a link: what is written there lies in no store."""
+        way = (folder, *folder.parents)
+        inside = [path for path in way if self.root in path.parents and path not in self._durable]
+        for path in reversed(inside):
+            try:
+                found = self.system.stat(path, follow_symlinks=False)
+            except FileNotFoundError:
+                return
+            if stat.S_ISLNK(found.st_mode):
+                raise OSError(errno.ELOOP, f"{path} is a link, which no writer follows")
 
     def _make_folders(self, folder: Path) -> set[Path]:
         """Make a folder and those above it; return the missing ones, whoever made them meanwhile."""
@@ -184,9 +197,10 @@ class PosixStorage:
             finally:
                 self.system.close(fd)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         with self._reading(key) as fd:
             left, pieces = self.system.fstat(fd).st_size, []
+            left = left if most is None else min(left, most + 1)
             while left > 0 and (piece := self.system.read(fd, min(left, _READ_BYTES))):
                 pieces.append(piece)
                 left -= len(piece)
@@ -266,9 +280,13 @@ class PosixStorage:
                 return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
 
     def delete(self, keys: Iterable[str]) -> None:
+        looked_at: set[Path] = set()
         for key in keys:
             path = self.root / key
             with _translated(key, self.url), contextlib.suppress(FileNotFoundError):
+                if path.parent not in looked_at:
+                    self._refuse_links(path.parent)
+                    looked_at.add(path.parent)
                 self.system.unlink(path)
                 self.remove_empty(path.parent)
 

@@ -92,8 +92,7 @@ def _retired_documents(view: View, part: int) -> Array:
     """Return the ids of the documents of a retired part; raise where its bytes are gone or damaged."""
     n = max(latest_commit(view.storage, "tokens", part), 0)
     commit = load_commit(view.storage, view.store_id, "tokens", part, n)
-    data = view.storage.get(f"{commit.prefix}documents.parquet")
-    return tables.column(tables.decode(data), "doc_id")
+    return tables.column(view.objects.stored_table(commit, "documents.parquet"), "doc_id")
 
 
 def _retired_with(view: View, removed: Array) -> Iterator[int]:

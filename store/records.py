@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from store.errors import CorruptError, InvalidInputError, UnsupportedVersionError
+from store.storage import Storage
 
 FORMAT_VERSION = 1
 MAX_RECORD_BYTES = 16 << 20  # a record larger than this is refused before it is parsed
@@ -170,6 +171,11 @@ def read_record(data: bytes, kind: str, store_id: str | None, where: str) -> dic
         )
     _check_fields(record, where)
     return record
+
+
+def load_record(storage: Storage, key: str, kind: str, store_id: str | None) -> dict[str, Any]:
+    """Read the record under a key; see ``read_record``. Of one that is too large no more is read than shows that."""
+    return read_record(storage.get(key, MAX_RECORD_BYTES), kind, store_id, key)
 
 
 def _check_fields(record: Mapping[str, Any], where: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from store import tables
 from store.errors import InvalidInputError, NotFoundError
 from store.memory import MemoryStorage
+from store.objects import object_schema
 from store.schema import Column, Group
 from store.storage import each
 from store.summary import float32_of_bits
@@ -24,22 +25,17 @@ _HOW = {"partial": "partial(column, part)", "codes": "arrow(group)"}
 
 def table_place(view: View, name: str) -> tuple[str, str, Any]:
     """Return (group, path, schema) of a table: tokens, sequences, documents, or a group's name."""
-    fixed = {
-        "tokens": tables.TOKENS,
-        "sequences": tables.SEQUENCES,
-        "documents": tables.DOCUMENTS,
-    }
-    if name in fixed:
-        return "tokens", f"{name}.parquet", fixed[name]
+    if name in {"tokens", "sequences", "documents"}:
+        path = f"{name}.parquet"
+        return "tokens", path, object_schema(view.group("tokens"), path)
     group = view.group(name if name in view.groups else name.removesuffix(LATENT_ENDING))
     kinds = {column.kind for column in group.columns.values()}
     if "codes" in kinds:
         path = "codes.parquet" if group.name == name else "by_latent.parquet"
-        return group.name, path, tables.CODES
+        return group.name, path, object_schema(group, path)
     if "scalar" in kinds and group.name == name:
-        scalars = (column for column in group.columns.values() if column.kind == "scalar")
-        shapes = {column.name: (column.stored, column.shape) for column in scalars}
-        return group.name, "scalars.parquet", tables.scalars_schema(shapes)
+        path = "scalars.parquet"
+        return group.name, path, object_schema(group, path)
     raise NotFoundError(
         f"group {name!r} has no table: its columns are {' and '.join(sorted(kinds))}. Nothing was read. Use "
         "read, gather or partial.",

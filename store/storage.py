@@ -63,8 +63,11 @@ class Storage(Protocol):
     def stream(self, key: str) -> Stream:
         """Open an object for writing under a key nobody else writes."""
 
-    def get(self, key: str) -> bytes:
-        """Return an object's bytes, or raise ``not-found``."""
+    def get(self, key: str, most: int | None = None) -> bytes:
+        """Return an object's bytes, or raise ``not-found``.
+
+        Of one with more than ``most`` bytes, ``most + 1`` of them, so that its size need not be trusted.
+        """
 
     def size(self, key: str) -> int:
         """Return an object's size in bytes, or raise ``not-found``."""

@@ -13,7 +13,7 @@ import itertools
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from store import parquet_bounds
 from store.errors import CorruptError, InvalidInputError
+from store.layout import MAX_STRIDE
 
 if TYPE_CHECKING:
     import polars as pl
     from polars import LazyFrame as LazyFrame
 
 ROW_GROUP_ROWS = 65_536
+MAX_FILE_BYTES = 4 << 30
+"""A table file of a part, which is read whole."""
+SIDE_ROWS = 1 << 24
+"""Rows of a table that no commit counts: tombstones, segments of pins, lists of indexes."""
 
 TOKENS = pa.schema(
     [
@@ -81,6 +87,55 @@ TOMBSTONE = pa.schema(
 )
 
 Table = pa.Table
+_FIXED = {
+    "tokens.parquet": TOKENS,
+    "sequences.parquet": SEQUENCES,
+    "documents.parquet": DOCUMENTS,
+    "codes.parquet": CODES,
+    "by_latent.parquet": CODES,
+    "rows.parquet": ROWS,
+}
+_MAY_BE_NULL = {
+    "sequences.parquet": {"doc_id", "pair_id", "role", "grid"},
+    "documents.parquet": {"text"},
+}
+
+
+def object_schema(path: str, scalars: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> Any:
+    """Return the schema of a part's table by its path.
+
+    Parameters
+    ----------
+    scalars
+        Dtype and shape of the group's scalar columns.
+    """
+    return scalars_schema(scalars) if path == "scalars.parquet" else _FIXED[path]
+
+
+def check_object(data: Any, path: str, schema: Any, first: int, rows: int) -> None:
+    """Raise unless a part's table has its columns, values where it must have them, and rows of the part.
+
+    Parameters
+    ----------
+    first, rows
+        Ids a row of the part may have: from ``first``, so many.
+
+    Raises
+    ------
+    ValueError
+        It says which of these does not hold.
+    """
+    if not fits(data, schema, _MAY_BE_NULL.get(path, ())):
+        msg = f"its columns are {', '.join(f'{f.name} {f.type}' for f in data.schema)[:200]}, or have nulls"
+        raise ValueError(msg)
+    if "row" in schema.names and len(data):
+        row = column(data, "row")
+        if not first <= row.min() <= row.max() < first + rows:
+            msg = f"its rows are from {row.min()} to {row.max()}"
+            raise ValueError(msg)
+        if path != "by_latent.parquet" and (row[1:] < row[:-1]).any():
+            msg = "its rows do not ascend"
+            raise ValueError(msg)
 
 
 def scalars_schema(columns: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> Any:
@@ -156,12 +211,33 @@ def encode(data: Any) -> bytes:
     return sink.getvalue()
 
 
-def decode(data: bytes, where: str = "table", columns: Sequence[str] | None = None) -> Any:
-    """Return the Arrow table of Parquet bytes, or raise ``table-damaged``."""
+def check_bytes(data: bytes, where: str, rows: int) -> None:
+    """Raise ``table-damaged`` unless Parquet bytes hold at most so many rows, and no more than these can take."""
+    with _readable(where), pq.ParquetFile(pa.BufferReader(data)) as file:
+        parquet_bounds.check_file(file.metadata, data, rows)
+
+
+def decode(data: bytes, where: str = "table", rows: int | None = None) -> Any:
+    """Return the Arrow table of Parquet bytes, or raise ``table-damaged``.
+
+    Parameters
+    ----------
+    rows
+        As in ``check_bytes``; None where they were checked.
+    """
     # read_table goes through Arrow's dataset scanner, whose threads may outlive the interpreter: 11 of 26
     # short processes ended in abort() with it, none of 28 like this (pyarrow 26, two cores).
     with _readable(where), pq.ParquetFile(pa.BufferReader(data)) as file:
-        return file.read(columns=columns, use_threads=False)
+        if rows is not None:
+            parquet_bounds.check_file(file.metadata, data, rows)
+        return file.read(use_threads=False)
+
+
+def fits(data: Any, schema: Any, may_be_null: Collection[str] = ()) -> bool:
+    """Return whether a table has just these columns, and a value wherever it must have one."""
+    return bool(data.schema.equals(schema)) and not any(
+        data.column(name).null_count for name in schema.names if name not in may_be_null
+    )
 
 
 _KEPT_GROUPS = 4
@@ -241,9 +317,9 @@ def write_parquet(columns: Mapping[str, Any]) -> bytes:
     return encode(table(columns))
 
 
-def read_parquet(data: bytes) -> dict[str, Any]:
-    """Undo ``write_parquet``: numeric columns as arrays, others as lists."""
-    decoded = decode(data)
+def read_parquet(data: bytes, rows: int = MAX_STRIDE) -> dict[str, Any]:
+    """Undo ``write_parquet``: numeric columns as arrays, others as lists; of more rows it is refused."""
+    decoded = decode(data, rows=rows)
     columns: dict[str, Any] = {}
     for name in decoded.column_names:
         kind = decoded.column(name).type

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from store import tables
-from store.errors import CorruptError, NotFoundError, UnsupportedVersionError
+from store.errors import CorruptError, InvalidInputError, NotFoundError, UnsupportedVersionError
 from store.posix import TEMPORARY
 from store.records import sha256
 from store.storage import Storage
@@ -103,12 +103,12 @@ def load_tombstone(storage: Storage, tombstone: str) -> dict[str, Array]:
     """
     key = tombstone_key(tombstone)
     try:
-        data = storage.get(key)
-    except NotFoundError:
+        data = storage.get(key, tables.MAX_FILE_BYTES)
+    except (NotFoundError, InvalidInputError):  # its name is none of a tombstone
         data = b""
     if sha256(data) == tombstone:
-        found = tables.decode(data, key)
-        if found.schema.equals(tables.TOMBSTONE):
+        found = tables.decode(data, key, tables.SIDE_ROWS)
+        if tables.fits(found, tables.TOMBSTONE, may_be_null={"reason"}):
             return {
                 name: np.asarray(tables.column(found, name), np.int64)
                 for name in ("doc_id", "part", "seen_parts")

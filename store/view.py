@@ -57,7 +57,7 @@ class View:
         self._shards: OrderedDict[tuple[str, str], RowReader] = OrderedDict()
         self._tables: OrderedDict[str, Any] = OrderedDict()
         self._retired: dict[str, set[int]] = {}
-        self.objects = Objects(storage, store_id, stride_rows)
+        self.objects = Objects(storage, store_id, stride_rows, self.group)
         self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[Any, ...]:

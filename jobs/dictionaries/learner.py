@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ingest.models.dtypes import multiplies_bfloat16
 from jobs.codebook import Codebook, CodeOps
 from jobs.dictionaries import schedule
 from jobs.dictionaries.calibration import Calibration
@@ -170,7 +171,4 @@ def resolve_precision(wanted: str, device: str) -> str:
     """
     if wanted != "auto":
         return wanted
-    if not device.startswith("cpu"):
-        return "bfloat16"
-    able = torch.cpu.get_capabilities()
-    return "bfloat16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
+    return "bfloat16" if multiplies_bfloat16(device) else "float32"

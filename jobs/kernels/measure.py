@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ingest.models.dtypes import multiplies_bfloat16
 from jobs.errors import UsageError
 
 WARM_UP = 2
@@ -136,7 +137,9 @@ def verdict(speedup: float, band: float) -> str:
 
 
 def ceilings(size: int = 1536, copy_bytes: int = 1 << 27) -> list[Ceiling]:
-    """Return measured peaks of this process: products in float32 and bfloat16, and a copy, the best of five each.
+    """Return measured peaks of this process: products in float32 and, where the CPU has them, in bfloat16, and a copy.
+
+    The best of five each.
 
     Random numbers, never zeros: constant operands run faster. ``frac_of_limit`` elsewhere is of these, not
     of a datasheet.
@@ -146,14 +149,10 @@ def ceilings(size: int = 1536, copy_bytes: int = 1 << 27) -> list[Ceiling]:
     source = torch.randn(copy_bytes // 4, generator=generator)
     target = torch.empty_like(source)
     half = a.bfloat16(), b.bfloat16()
-    took = interleaved(
-        {
-            "float32": lambda _: a @ b,
-            "bfloat16": lambda _: half[0] @ half[1],
-            "copy": lambda _: target.copy_(source),
-        },
-        repeats=MIN_REPEATS,
-    )
+    products: dict[str, Callable[[int], object]] = {"float32": lambda _: a @ b}
+    if multiplies_bfloat16():
+        products["bfloat16"] = lambda _: half[0] @ half[1]
+    took = interleaved({**products, "copy": lambda _: target.copy_(source)}, repeats=MIN_REPEATS)
     flops, threads = 2.0 * size**3, torch.get_num_threads()
     found = [
         Ceiling(
@@ -162,7 +161,7 @@ def ceilings(size: int = 1536, copy_bytes: int = 1 << 27) -> list[Ceiling]:
             unit="FLOP/s",
             setting=f"{size} x {size} x {size}, {threads} threads",
         )
-        for name in ("float32", "bfloat16")
+        for name in products
     ]
     copied = Ceiling(
         quantity="copy",

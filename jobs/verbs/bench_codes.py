@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def codes(config: settings.BenchCodes, context: Context) -> Answer:
     """Measure the products of sparse codes, and the encoders training uses."""
+    from ingest.models.dtypes import multiplies_bfloat16
     from jobs.kernels.codes.bench import CodesBench, bench_codes, recorded
     from store import open as open_store
 
@@ -38,6 +39,10 @@ def codes(config: settings.BenchCodes, context: Context) -> Answer:
     )
     table, crossover = result.table("codes"), result.table("crossover")
     lines = [*_crossover_lines(crossover), *_chosen_lines(table), str(result.path)]
+    if not multiplies_bfloat16():
+        lines.insert(
+            0, "bfloat16  left out: this CPU does not multiply it, and emulated it measures nothing"
+        )
     answer = {"result": str(result.path), "crossover": _rows(crossover), **_counts(table)}
     if config.record:
         month = datetime.now(UTC).strftime("%Y%m")
@@ -51,6 +56,7 @@ def _encoders() -> Mapping[str, Mapping[str, Encoder]]:
     """Return the encoders that training uses, for the operations that say what they have to find."""
     import torch
 
+    from ingest.models.dtypes import multiplies_bfloat16
     from jobs.dictionaries.encoders.linear import LinearScores
     from jobs.dictionaries.sparsifiers.batch_topk import batch_topk
     from jobs.dictionaries.sparsifiers.row_topk import row_topk
@@ -61,7 +67,7 @@ def _encoders() -> Mapping[str, Mapping[str, Encoder]]:
     return {
         op: {
             f"blocks_{name}": partial(encode, cut=cut, dtype=getattr(torch, name))
-            for name in ("float32", "bfloat16")
+            for name in ("float32", *(["bfloat16"] if multiplies_bfloat16() else []))
         }
         for op, cut in {"encode_topk": row_topk, "encode_threshold": batch_topk}.items()
     }

@@ -108,9 +108,9 @@ class FaultyStorage:
         for key in list(keys):
             self.plan.run(f"delete {key}", self.inner.delete, [key])
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         """See ``Storage``."""
-        return bytes(self._read(f"get {key}", self.inner.get, key))
+        return bytes(self._read(f"get {key}", self.inner.get, key, most))
 
     def size(self, key: str) -> int:
         """See ``Storage``."""

@@ -253,9 +253,9 @@ class ActorStorage:
         """See ``Storage``."""
         return _Stream(self, key, self._inner.stream(key))
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         """See ``Storage``."""
-        return bytes(self._do(f"get {key}", self._inner.get, key))
+        return bytes(self._do(f"get {key}", self._inner.get, key, most))
 
     def size(self, key: str) -> int:
         """See ``Storage``."""

@@ -203,9 +203,9 @@ class Counting:
     def __getattr__(self, name):
         return getattr(self.inner, name)
 
-    def get(self, key):
+    def get(self, key, most=None):
         self.read.append(key)
-        return self.inner.get(key)
+        return self.inner.get(key, most)
 
 
 def counted(opened):

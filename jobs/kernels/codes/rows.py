@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ingest.models.dtypes import multiplies_bfloat16
 from jobs.codebook import Pattern
 from jobs.kernels.codes.check import Check, check
 from jobs.kernels.codes.contract import FORMS, Case, products, run
@@ -139,7 +140,7 @@ def product_rows(batch: Batch, *, repeats: int, limits: Sequence[Ceiling]) -> It
     """Yield a row for every product and every form that has a way of its own for it."""
     for product, op in products().items():
         made = {name: FORMS.get(name) for name in FORMS.names()}
-        forms = {n: f() for n, f in made.items() if product in f.products and "cpu" in f.devices}
+        forms = {n: f() for n, f in made.items() if product in f.products and _runs_here(f)}
         sample = head(batch.cases[0], CHECK_ROWS)
         gates = {n: check(op, form, sample, rounding=form.rounding) for n, form in forms.items()}
         methods = {n: _method(product, forms[n], batch) for n in forms if gates[n].passed}
@@ -159,6 +160,11 @@ def product_rows(batch: Batch, *, repeats: int, limits: Sequence[Ceiling]) -> It
                 set_floor(row, limits)
                 row.speedup_fastest_dense = fastest / row.t_total_us
             yield row
+
+
+def _runs_here(form: Any) -> bool:
+    """Return whether a form runs on this CPU other than by emulation, which measures nothing."""
+    return "cpu" in form.devices and (form.rounding != "bfloat16" or multiplies_bfloat16())
 
 
 def _row(batch: Batch, op: Any, name: str, form: Any, gate: Check) -> Row:

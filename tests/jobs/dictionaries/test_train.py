@@ -334,8 +334,8 @@ def test_precision_is_what_was_asked_or_what_the_machine_multiplies(monkeypatch)
     assert resolve_precision("float32", "cpu") == "float32"
     assert resolve_precision("bfloat16", "cpu") == "bfloat16"
     assert resolve_precision("auto", "cuda:0") == "bfloat16"
-    for able, expected in [({"amx_bf16": True}, "bfloat16"), ({}, "float32")]:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+    for flags, expected in [({"amx_bf16", "fma"}, "bfloat16"), ({"fma"}, "float32")]:
+        monkeypatch.setattr("ingest.models.dtypes._cpu_flags", lambda flags=flags: flags)
         assert resolve_precision("auto", "cpu") == expected
 
 

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from ingest.models.dtypes import multiplies_bfloat16
 from jobs import cli
 from jobs.errors import UsageError
 from jobs.kernels.codes.bench import CodesBench, bench_codes, recorded
@@ -18,6 +19,7 @@ from jobs.kernels.codes.records import Record
 from jobs.kernels.codes.rows import Batch, Row, product_rows
 from jobs.kernels.impls.codes_bags import Bags
 from jobs.kernels.measure import ceilings
+from jobs.results import Result
 from jobs.verbs.bench_codes import _encoders
 
 SMALL = CodesBench(width=16, latents=(32, 64), k=(2, 8, 32), rows=24, repeats=5)
@@ -38,7 +40,9 @@ def test_every_form_of_every_product_is_measured_at_every_shape_of_the_grid(resu
         (p, n)
         for n in FORMS.names()
         for p in PRODUCTS
-        if p in FORMS.get(n).products and "cpu" in FORMS.get(n).devices
+        if p in FORMS.get(n).products
+        and "cpu" in FORMS.get(n).devices
+        and (multiplies_bfloat16() or FORMS.get(n).rounding != "bfloat16")
     ]
     shapes = [(32, 2), (32, 8), (64, 2), (64, 8), (64, 32)]  # 32 of 32 latents is no sparse code
     found = [(row["product"], row["method"], row["latents"], row["k"]) for row in rows]
@@ -73,8 +77,24 @@ def test_one_form_of_each_product_is_the_one_records_choose(result):
 def test_encoders_are_held_to_what_the_best_scores_are(result):
     rows = [row for row in rows_of(result.table("codes")) if not row["product"]]
     assert {row["op"] for row in rows} == {"encode_topk", "encode_threshold"}
-    assert {row["method"] for row in rows} == {"torch_topk", "blocks_float32", "blocks_bfloat16"}
+    assert {row["method"] for row in rows} == {
+        "torch_topk",
+        "blocks_float32",
+        *(["blocks_bfloat16"] if multiplies_bfloat16() else []),
+    }
     assert all(row["valid"] for row in rows)
+
+
+def test_where_bfloat16_would_be_emulated_it_is_left_out(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("ingest.models.dtypes._cpu_flags", frozenset)
+    command = ["bench", "codes", "--width", "16", "--latents", "64", "--k", "8", "--rows", "24"]
+    assert cli.main([*command, "--repeats", "5", "--out", str(tmp_path)]) == 0
+    assert "left out: this CPU does not multiply it" in capsys.readouterr().out
+    (result,) = (Result.open(path) for path in (tmp_path / "results").iterdir())
+    rows = rows_of(result.table("codes"))
+    assert "dense" in {row["method"] for row in rows}
+    assert not [row for row in rows if "bfloat16" in row["method"]]
+    assert all(row["frac_of_limit"] > 0 for row in rows)
 
 
 def test_an_encoder_that_misses_the_best_is_not_timed(tmp_path):
