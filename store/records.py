@@ -150,7 +150,7 @@ def read_record(data: bytes, kind: str, store_id: str | None, where: str) -> dic
         A newer version, an unknown key or an unknown kind of record.
     """
     record = _parse_hashed(data, where)
-    if record.get("v") != FORMAT_VERSION or record.get("kind") not in _FIELDS:
+    if record.get("v") != FORMAT_VERSION or str(record.get("kind")) not in _FIELDS:
         raise UnsupportedVersionError(
             f"{where} is version {record.get('v')!r} kind {record.get('kind')!r}; this actlake reads "
             f"version {FORMAT_VERSION}. Nothing was read or changed. Upgrade actlake.",

@@ -6,48 +6,14 @@ Three hundred damages here, ten thousand by hand: ``pytest -m loops tests/store/
 import random
 import sys
 
-import numpy as np
 import pytest
 
 import store
-from store import StoreError
 from store.testing.faults import flip, plant
+from store.testing.hostile import said
+from store.urls import open_storage
 
-TABLES = ("tokens", "sequences", "documents", "labels", "codes", "codes_by_latent")
 KINDS = ("flip", "flips", "truncate", "grow", "empty", "zeros", "swap", "copy", "delete")
-
-
-def said(url):
-    """Everything a store says, by what was asked: a value, or the kind of the error."""
-    found = {}
-
-    def ask(name, call):
-        try:
-            found[name] = call()
-        except StoreError as error:
-            found[name] = error.kind
-
-    def opened():
-        return store.open(url)
-
-    ask("groups", lambda: sorted(opened().groups))
-    ask("row_ids", lambda: opened().row_ids().tobytes())
-    if isinstance(found["groups"], str):
-        return found
-    for address in ("acts:h", "acts:f", "acts:i", "sample:h", "labels:loss", "labels:triple"):
-        ask(address, lambda a=address: opened().read(a).tobytes())
-    ids = np.array([3, 400, 1024, 1300])
-    ask("gather", lambda: opened().gather("acts:f", ids).tobytes())
-    for name in TABLES:
-        ask(f"table {name}", lambda n=name: opened().arrow(n).to_pydict())
-    ask("partial", lambda: {k: v.tobytes() for k, v in opened().partial("stat:state", 0).items()})
-    ask(
-        "window",
-        lambda: [
-            w.row_ids.tobytes() for w in opened().windows(["acts:h"], seed=1, window_rows=512)
-        ],
-    )
-    return found
 
 
 def damaged(objects, rng):
@@ -98,7 +64,7 @@ def check(objects, truth, seeds):
         if changed == objects:
             continue
         url = plant(f"memory://damage-{seed}", changed)
-        found = said(url)
+        found = said(open_storage(url))
         for name, value in found.items():
             if isinstance(value, str) or value == truth[name]:
                 continue
@@ -112,7 +78,7 @@ def check(objects, truth, seeds):
 
 @pytest.fixture(scope="module")
 def truth(small_objects):
-    found = said(plant("memory://damage-truth", small_objects))
+    found = said(open_storage(plant("memory://damage-truth", small_objects)))
     assert not [name for name, value in found.items() if isinstance(value, str)]
     return found
 

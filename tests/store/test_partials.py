@@ -254,7 +254,9 @@ def test_a_file_over_the_limit_is_refused_before_it_is_read(memory_url, monkeypa
     opened, read = made.refresh(), []
     get = type(opened.view.storage).get
     monkeypatch.setattr(
-        type(opened.view.storage), "get", lambda self, key, most=None: read.append(key) or get(self, key)
+        type(opened.view.storage),
+        "get",
+        lambda self, key, most=None: read.append(key) or get(self, key),
     )
     with pytest.raises(CorruptError, match=r"it takes [0-9]+ bytes"):
         opened.partial("g:state", 0)
