@@ -1,12 +1,14 @@
 """What a Parquet file would become, found before any of it is expanded: bombs are refused by what their pages say.
 
-A footer may lie, and so may a page; a reader allocates what the page says. So the header of every page is read (Thrift's
-compact protocol; parquet.thrift, ``PageHeader``) and held against what so many values of the column's type can take.
+A footer may lie, and so may a page; a reader allocates what the page says. So the header of every page is read and held
+against what so many values of the column's type can take. Footer and headers are Thrift structs in the compact protocol
+(parquet.thrift: ``FileMetaData``, ``PageHeader``); they are read here, because Arrow ends the process over some of
+them (26.0: histograms of another length than the levels have).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -18,69 +20,74 @@ MAX_TEXT_BYTES = (1 << 31) - 1
 VALUES_A_ROW = 16
 """Values a row has in one column at most: wider ones lie in shards (format 1, §3)."""
 _SLACK_BYTES = 1 << 16  # levels and headers of a column chunk with few values
-_VALUE_BYTES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8}
+_VALUE_BYTES = {0: 1, 1: 4, 2: 8, 4: 4, 5: 8}  # boolean, int32, int64, float, double
+_TEXT = 6
 _MAX_HEADER_BYTES = 1 << 16  # a header holds two statistics at most, each of a value
-_TRUE, _FALSE, _I32, _BINARY, _STRUCT = 1, 2, 5, 8, 12
-_INTEGERS = {4, 5, 6}
 _DICTIONARY_PAGE = 2
+_MAGIC = b"PAR1"
+Fields = dict[int, Any]
 
 
-def check_file(meta: Any, data: Any, rows: int) -> None:
-    """Raise unless a Parquet file holds at most so many rows, and no more bytes than they can take.
-
-    Parameters
-    ----------
-    meta
-        Its ``pyarrow.parquet.FileMetaData``.
-    data
-        Its bytes.
+def check_file(data: Any, rows: int) -> None:
+    """Raise unless the bytes of a Parquet file hold at most so many rows, and become no more than these can take.
 
     Raises
     ------
     ValueError
-        What it claims, or what its pages would become, is more.
+        They claim more, their pages would become more, or they are no such file.
     """
-    if meta.num_rows > rows:
-        msg = f"it holds {meta.num_rows} rows, {rows} at most belong there"
+    footer = _footer(data)
+    if not 0 <= (held := _number(footer, 3)) <= rows:
+        msg = f"it holds {held} rows, {rows} at most belong there"
         raise ValueError(msg)
-    for number in range(meta.num_row_groups):
-        check_row_group(meta, data, number, rows)
+    for number, group in enumerate(_structs(footer, 4)):
+        _check_row_group(data, group, number, held)
 
 
-def check_row_group(meta: Any, data: Any, number: int, rows: int) -> None:
-    """Do the same for one row group."""
-    group = meta.row_group(number)
-    if not 0 <= group.num_rows <= rows:
-        msg = f"row group {number} claims {group.num_rows} rows"
+def _check_row_group(data: Any, group: Fields, number: int, rows: int) -> None:
+    held = _number(group, 3)
+    if not 0 <= held <= rows:
+        msg = f"row group {number} claims {held} rows"
         raise ValueError(msg)
-    for at in range(group.num_columns):
-        chunk = group.column(at)
-        place = f"{chunk.path_in_schema} of row group {number}"
-        if chunk.num_values == 0:
-            continue  # no page of it is read
-        if chunk.num_values > VALUES_A_ROW * group.num_rows:
-            msg = f"{place} claims {chunk.num_values} values in {group.num_rows} rows"
+    for chunk in _structs(group, 1):
+        meta = chunk.get(3)
+        if not isinstance(meta, dict) or 1 in chunk:  # in another file
+            msg = f"a column of row group {number} is not in the file"
             raise ValueError(msg)
-        width = _VALUE_BYTES.get(chunk.physical_type)
-        # Values, or a dictionary of them and places in it; and two levels.
-        most = (
-            MAX_TEXT_BYTES if width is None else chunk.num_values * (2 * width + 12) + _SLACK_BYTES
-        )
-        total = longest = 0
-        for kind, size in _pages(data, chunk):
-            total += size
-            longest = size if kind == _DICTIONARY_PAGE else longest
-        if total > most:
-            msg = f"{place} would take {total} bytes, {most} at most"
-            raise ValueError(msg)
-        if width is None and longest * chunk.num_values > MAX_TEXT_BYTES:
-            _check_text(data, number, chunk.path_in_schema)
+        _check_column(data, meta, number, held)
+
+
+def _check_column(data: Any, meta: Fields, number: int, rows: int) -> None:
+    values, kind = _number(meta, 5), meta.get(1)
+    path = meta.get(3)
+    name = ".".join(map(_text, path)) if isinstance(path, list) else ""
+    place = f"column {name!r} of row group {number}"
+    if not 0 <= values <= VALUES_A_ROW * rows:
+        msg = f"{place} claims {values} values in {rows} rows"
+        raise ValueError(msg)
+    if values == 0:
+        return  # no page of it is read
+    width = _VALUE_BYTES.get(kind if isinstance(kind, int) else -1)
+    if width is None and kind != _TEXT:
+        msg = f"{place} is of type {kind}, as no table's"
+        raise ValueError(msg)
+    # Values, or a dictionary of them and places in it; and two levels.
+    most = MAX_TEXT_BYTES if width is None else values * (2 * width + 12) + _SLACK_BYTES
+    total = longest = 0
+    for page, size in _pages(data, meta, place):
+        total += size
+        longest = size if page == _DICTIONARY_PAGE else longest
+    if total > most:
+        msg = f"{place} would take {total} bytes, {most} at most"
+        raise ValueError(msg)
+    if width is None and longest * values > MAX_TEXT_BYTES:
+        _check_text(data, number, name)
 
 
 def _check_text(data: Any, number: int, name: str) -> None:
     """Raise where the texts of a dictionary, each as often as it is named, are too long together."""
-    with pq.ParquetFile(pa.BufferReader(data), read_dictionary=[name]) as again:
-        column = again.read_row_group(number, columns=[name], use_threads=False).column(0)
+    with pq.ParquetFile(pa.BufferReader(data), read_dictionary=[name]) as file:
+        column = file.read_row_group(number, columns=[name], use_threads=False).column(0)
     total = 0
     for piece in column.chunks:
         lengths = pc.binary_length(piece.dictionary)
@@ -90,72 +97,132 @@ def _check_text(data: Any, number: int, name: str) -> None:
         raise ValueError(msg)
 
 
-def _pages(data: Any, chunk: Any) -> Iterator[tuple[int, int]]:
+def _pages(data: Any, meta: Fields, place: str) -> Iterator[tuple[int, int]]:
     """Yield the kind of each page of a column chunk, and the bytes it says it becomes."""
     view = memoryview(data)
-    first = chunk.data_page_offset
-    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < first:
-        first = chunk.dictionary_page_offset
-    at, end = first, first + chunk.total_compressed_size
+    first, dictionary = _number(meta, 9), _number(meta, 11, 0)
+    at = dictionary if 0 < dictionary < first else first
+    end = at + _number(meta, 7)
     if not 0 <= at <= end <= len(view):
-        msg = f"{chunk.path_in_schema} lies outside the file"
+        msg = f"{place} lies outside the file"
         raise ValueError(msg)
     while at < end:
-        try:
-            (kind, size, packed), length = _page_header(
-                bytes(view[at : min(at + _MAX_HEADER_BYTES, end)])
-            )
-        except (IndexError, RecursionError):
-            size = packed = -1
+        header, length = _parsed(bytes(view[at : min(at + _MAX_HEADER_BYTES, end)]), "a page")
+        size, packed = _number(header, 2), _number(header, 3)
         if packed < 0 or size < 0:
-            msg = f"a page of {chunk.path_in_schema} has no header"
+            msg = f"a page of {place} is of {size} bytes, stored as {packed}"
             raise ValueError(msg)
-        yield kind, size
+        yield _number(header, 1), size
         at += length + packed
 
 
-def _page_header(data: bytes) -> tuple[tuple[int, ...], int]:
-    """Return a page's kind, its size expanded and as it is stored; and the length of the header itself."""
-    found = [-1, -1, -1]
-    at = field = 0
+def _footer(data: Any) -> Fields:
+    view = memoryview(data)
+    length = int.from_bytes(view[-8:-4], "little")
+    if len(view) < 12 or view[:4] != _MAGIC or view[-4:] != _MAGIC or length > len(view) - 12:
+        msg = "it does not begin and end as one"
+        raise ValueError(msg)
+    return _parsed(bytes(view[-8 - length : -8]), "its footer")[0]
+
+
+# -- Thrift's compact protocol ---------------------------------------------------------------------------------
+
+
+def _number(fields: Mapping[int, Any], field: int, default: int | None = None) -> int:
+    value = fields.get(field, default)
+    if type(value) is not int:
+        msg = f"a number ({field}) is missing in its metadata"
+        raise ValueError(msg)
+    return value
+
+
+def _structs(fields: Mapping[int, Any], field: int) -> list[Fields]:
+    found = fields.get(field, [])
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        msg = f"a list ({field}) of its metadata is of another form"
+        raise ValueError(msg)
+    return found
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else ""
+
+
+def _parsed(data: bytes, what: str) -> tuple[Fields, int]:
+    """Return the fields of a struct by number, and its length."""
+    try:
+        return _struct(data, 0)
+    except (IndexError, RecursionError) as error:
+        msg = f"{what} has no header that ends"
+        raise ValueError(msg) from error
+
+
+def _struct(data: bytes, at: int) -> tuple[Fields, int]:
+    fields: Fields = {}
+    field = 0
     while (head := data[at]) != 0:
-        field, at = (field + (head >> 4), at + 1) if head >> 4 else _zigzag(data, at + 1)
-        if head & 15 == _I32 and 1 <= field <= 3:
-            found[field - 1], at = _zigzag(data, at)
+        kind = head & 15
+        if head > 15:
+            field += head >> 4
+            at += 1
         else:
-            at = _behind(data, at, head & 15)
-    return tuple(found), at + 1
+            field, at = _zigzag(data, at + 1)
+        if 4 <= kind <= 6 and (byte := data[at]) < 0x80:  # most of all values
+            fields[field] = (byte >> 1) ^ -(byte & 1)
+            at += 1
+        elif kind == 8 and (byte := data[at]) < 0x80:
+            at += 1 + byte
+            fields[field] = data[at - byte : at]
+        elif kind <= 2:  # a boolean is its type
+            fields[field] = kind == 1
+        else:
+            fields[field], at = _value(data, at, kind)
+    return fields, at + 1
 
 
-def _zigzag(data: bytes, at: int) -> tuple[int, int]:
-    """Return an integer, and where it ends."""
+def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
+    if kind in {4, 5, 6}:
+        return _zigzag(data, at)
+    if kind == 8:
+        length, at = _varint(data, at)
+        if at + length > len(data):
+            raise IndexError
+        return data[at : at + length], at + length
+    if kind == 12:
+        return _struct(data, at)
+    if kind in {9, 10}:
+        return _list(data, at)
+    if kind == 7:
+        return data[at : at + 8], at + 8
+    if kind in {1, 2, 3}:  # in a list, a boolean is a byte
+        return data[at], at + 1
+    msg = f"its metadata has a value of type {kind}"
+    raise ValueError(msg)
+
+
+def _list(data: bytes, at: int) -> tuple[list[Any], int]:
+    head = data[at]
+    count, at = (head >> 4, at + 1) if head >> 4 != 15 else _varint(data, at + 1)
+    found = []
+    for _ in range(count):
+        value, at = _value(data, at, head & 15)
+        found.append(value)
+    return found, at
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return a number, and where it ends."""
     value = shift = 0
     while (byte := data[at]) >= 0x80:
         value |= (byte & 0x7F) << shift
         shift += 7
         at += 1
-    value |= byte << shift
-    return (value >> 1) ^ -(value & 1), at + 1
+        if shift > 63:
+            msg = "its metadata has a number of more than 64 bits"
+            raise ValueError(msg)
+    return value | byte << shift, at + 1
 
 
-def _behind(data: bytes, at: int, kind: int) -> int:
-    """Return where a field of a type ends."""
-    if kind in {_TRUE, _FALSE}:  # a boolean is its type
-        return at
-    if kind in _INTEGERS:
-        while data[at] >= 0x80:
-            at += 1
-        return at + 1
-    if kind == _BINARY:
-        length = shift = 0
-        while (byte := data[at]) >= 0x80:
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            at += 1
-        return at + 1 + (length | byte << shift)
-    if kind == _STRUCT:
-        while (head := data[at]) != 0:
-            at = at + 1 if head >> 4 else _zigzag(data, at + 1)[1]
-            at = _behind(data, at, head & 15)
-        return at + 1
-    return len(data)  # no field of a page's header is of another type
+def _zigzag(data: bytes, at: int) -> tuple[int, int]:
+    value, at = _varint(data, at)
+    return (value >> 1) ^ -(value & 1), at
