@@ -11,10 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 MAX_TEXT_BYTES = (1 << 31) - 1
 """Text of one column in a row group: Arrow counts it in 31 bits."""
 VALUES_A_ROW = 16
@@ -28,8 +24,12 @@ _MAGIC = b"PAR1"
 Fields = dict[int, Any]
 
 
-def check_file(data: Any, rows: int) -> None:
+def check_file(data: Any, rows: int) -> list[tuple[int, str]]:
     """Raise unless the bytes of a Parquet file hold at most so many rows, and become no more than these can take.
+
+    Returns
+    -------
+    Row group and name of columns of text that may still become too much, because a dictionary's may repeat.
 
     Raises
     ------
@@ -40,11 +40,12 @@ def check_file(data: Any, rows: int) -> None:
     if not 0 <= (held := _number(footer, 3)) <= rows:
         msg = f"it holds {held} rows, {rows} at most belong there"
         raise ValueError(msg)
-    for number, group in enumerate(_structs(footer, 4)):
-        _check_row_group(data, group, number, held)
+    groups = enumerate(_structs(footer, 4))
+    return [(n, name) for n, group in groups for name in _check_row_group(data, group, n, held)]
 
 
-def _check_row_group(data: Any, group: Fields, number: int, rows: int) -> None:
+def _check_row_group(data: Any, group: Fields, number: int, rows: int) -> Iterator[str]:
+    """Check one row group; yield its columns of text that may repeat."""
     held = _number(group, 3)
     if not 0 <= held <= rows:
         msg = f"row group {number} claims {held} rows"
@@ -54,10 +55,10 @@ def _check_row_group(data: Any, group: Fields, number: int, rows: int) -> None:
         if not isinstance(meta, dict) or 1 in chunk:  # in another file
             msg = f"a column of row group {number} is not in the file"
             raise ValueError(msg)
-        _check_column(data, meta, number, held)
+        yield from _check_column(data, meta, number, held)
 
 
-def _check_column(data: Any, meta: Fields, number: int, rows: int) -> None:
+def _check_column(data: Any, meta: Fields, number: int, rows: int) -> Iterator[str]:
     values, kind = _number(meta, 5), meta.get(1)
     path = meta.get(3)
     name = ".".join(map(_text, path)) if isinstance(path, list) else ""
@@ -81,20 +82,7 @@ def _check_column(data: Any, meta: Fields, number: int, rows: int) -> None:
         msg = f"{place} would take {total} bytes, {most} at most"
         raise ValueError(msg)
     if width is None and longest * values > MAX_TEXT_BYTES:
-        _check_text(data, number, name)
-
-
-def _check_text(data: Any, number: int, name: str) -> None:
-    """Raise where the texts of a dictionary, each as often as it is named, are too long together."""
-    with pq.ParquetFile(pa.BufferReader(data), read_dictionary=[name]) as file:
-        column = file.read_row_group(number, columns=[name], use_threads=False).column(0)
-    total = 0
-    for piece in column.chunks:
-        lengths = pc.binary_length(piece.dictionary)
-        total += pc.sum(pc.take(lengths, piece.indices)).as_py() or 0
-    if total > MAX_TEXT_BYTES:
-        msg = f"{name} of row group {number} would take {total} bytes, {MAX_TEXT_BYTES} at most"
-        raise ValueError(msg)
+        yield name
 
 
 def _pages(data: Any, meta: Fields, place: str) -> Iterator[tuple[int, int]]:

@@ -350,12 +350,11 @@ class PosixStream:
             self._storage.remove_empty(self._path.parent)
 
     def _close(self) -> None:
-        if self._fd >= 0:
-            with contextlib.suppress(OSError):  # its bytes are durable or unwanted by now
-                self._system.close(self._fd)
-            self._fd = -1
-            with contextlib.suppress(OSError):  # gc finds it
-                self._system.unlink(self._temporary)
+        with contextlib.suppress(OSError):  # its bytes are durable or unwanted by now
+            self._system.close(self._fd)
+        self._fd = -1
+        with contextlib.suppress(OSError):  # gc finds it
+            self._system.unlink(self._temporary)
 
 
 def _joined(ranges: Sequence[tuple[int, Any]]) -> Iterator[tuple[int, list[memoryview]]]:

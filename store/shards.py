@@ -137,8 +137,7 @@ class ShardWriter:
             self._held = 0
         slots = self._stride_rows // CHUNK_ROWS
         index = np.full((slots, 2), MISSING, "<u8")
-        if self._index:
-            index[: len(self._index)] = self._index
+        index[: len(self._index)] = self._index
         data = index.tobytes()
         self._stream.write(data, crc32c(data).to_bytes(4, "little"))
         return self._stream.finish()

@@ -214,7 +214,19 @@ def encode(data: Any) -> bytes:
 def check_bytes(data: bytes, where: str, rows: int) -> None:
     """Raise ``table-damaged`` unless Parquet bytes hold at most so many rows, and no more than these can take."""
     with _readable(where):
-        parquet_bounds.check_file(data, rows)
+        for group, name in parquet_bounds.check_file(data, rows):
+            _check_text(data, group, name)
+
+
+def _check_text(data: bytes, group: int, name: str) -> None:
+    """Raise where the texts of a dictionary, each as often as it is named, are too long together."""
+    with pq.ParquetFile(pa.BufferReader(data), read_dictionary=[name]) as file:
+        chunks = file.read_row_group(group, columns=[name], use_threads=False).column(0).chunks
+    most = parquet_bounds.MAX_TEXT_BYTES
+    lengths = (pc.take(pc.binary_length(piece.dictionary), piece.indices) for piece in chunks)
+    if (total := sum(pc.sum(some).as_py() or 0 for some in lengths)) > most:
+        msg = f"{name} of row group {group} would take {total} bytes, {most} at most"
+        raise ValueError(msg)
 
 
 def decode(data: bytes, where: str = "table", rows: int | None = None) -> Any:

@@ -70,8 +70,6 @@ class Tombstones:
 
     def naming(self, part: int, documents: Array) -> tuple[str, ...]:
         """Return the ids of the tombstones that remove some documents of a part, sorted."""
-        if not self.ids:
-            return ()
         here = self._here(part) & np.isin(self.entries["doc_id"], documents)
         return tuple(sorted({self.ids[at] for at in self.entries["tombstone"][here]}))
 

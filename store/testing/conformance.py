@@ -73,6 +73,12 @@ def what_is_created_is_never_replaced(storage: Storage) -> None:
     assert not storage.create("a/b.json", b"two")
     assert not storage.create("a/b.json", b"one")
     assert storage.get("a/b.json") == b"one"
+    assert [storage.get("a/b.json", most) for most in (0, 2, 3, 9)] == [
+        b"o",
+        b"one",
+        b"one",
+        b"one",
+    ]
     assert list(storage.keys("")) == ["a/b.json"]
 
 
@@ -174,7 +180,7 @@ def empty_objects_are_objects(storage: Storage) -> None:
     assert storage.put("put", b"").size == 0
     assert storage.stream("streamed").finish().crc32c == crc32c(b"")
     for key in ("created", "put", "streamed"):
-        assert storage.get(key) == b""
+        assert storage.get(key) == storage.get(key, 0) == storage.get(key, 7) == b""
         assert storage.size(key) == 0
         storage.read_into(key, [])
         storage.read_into(key, [(0, bytearray())])

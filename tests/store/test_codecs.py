@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import store
 from store import CorruptError, InvalidInputError
+from store.checksum import crc32c
 from store.codecs import CODECS
 from store.codecs.dynamic8 import code_values
 from store.memory import MemoryStorage
@@ -285,3 +286,18 @@ def test_activations_of_few_exponents_become_smaller():
     x = np.random.default_rng(0).standard_normal((1024, 384)).astype(np.float32)
     storage, key, _, _ = write(column, bfloat16_bits(x))
     assert storage.size(key) < 1024 * 384 * 2 / 1.25
+
+
+def test_a_chunk_whose_crc_is_right_and_that_no_codec_made_is_damage():
+    column = column_of("bitshuffle-zstd")
+    storage, key, shard, _ = write(column, numbers(column, 600))
+    data = bytearray(storage.get(key))
+    offset, length = shard._index[1].tolist()
+    data[offset + 16 : offset + length - 4] = bytes(length - 20)
+    right = crc32c(bytes(data[offset : offset + length - 4])).to_bytes(4, "little")
+    data[offset + length - 4 : offset + length] = right
+    overwrite(storage, key, bytes(data))
+    again = ShardReader(storage, "a/", column, WHO, rows=600, stride_rows=STRIDE, size=len(data))
+    with pytest.raises(CorruptError, match=r"chunk 1 .*is not coded as 'bitshuffle-zstd'"):
+        read(column, again, 0, 600)
+    assert read(column, again, 0, 256).tobytes() == read(column, shard, 0, 256).tobytes()

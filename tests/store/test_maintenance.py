@@ -5,6 +5,7 @@ import pytest
 
 import store
 from store import ConflictError, InvalidInputError, NotFoundError, StoreError
+from store.groups import seal
 from store.layout import commit_key, dropped_key, retired_key
 from store.maintenance import GRACE_SECONDS, MOST_SKEW_SECONDS, collect, doctor, drop, retire
 from store.testing.faults import FaultyStorage, Killed, Plan
@@ -237,17 +238,48 @@ def test_the_doctor_finds_a_sound_storage_sound_and_leaves_nothing(url):
     assert list(open_storage(url).keys("")) == []
 
 
+def overwriting(inner):
+    """Return a ``create`` that overwrites, though it says that it did not."""
+
+    def create(key, data):
+        new = inner.create(key, data)
+        if not new:
+            inner.delete([key])
+            inner.create(key, data)
+        return new
+
+    return create
+
+
+def early(inner):
+    """Return a ``stream`` whose object is seen while it is written."""
+
+    def stream(key):
+        inner.put(key, b"half")
+        return inner.stream(key)
+
+    return stream
+
+
 ILLS = {
-    "created once": ("create", lambda inner: lambda key, data: inner.put(key + "-", data) and True),
-    "listed at once": ("keys", lambda inner: lambda prefix: iter(())),
-    "deleted is gone": ("delete", lambda inner: lambda keys: None),
-    "clock": ("modified", lambda inner: lambda key: inner.modified(key) - 4000),
+    "created-never": ("created once", "create", lambda inner: lambda key, data: False),
+    "created-twice": (
+        "created once",
+        "create",
+        lambda inner: lambda key, data: inner.put(f"{key}{len(data)}{data[0]}", data) and True,
+    ),
+    "overwritten": ("created once", "create", overwriting),
+    "not-listed": ("listed at once", "keys", lambda inner: lambda prefix: iter(())),
+    "not-read": ("read by ranges", "read_into", lambda inner: lambda key, ranges: None),
+    "another-size": ("written in pieces", "size", lambda inner: lambda key: inner.size(key) + 1),
+    "half-seen": ("written in pieces", "stream", early),
+    "not-deleted": ("deleted is gone", "delete", lambda inner: lambda keys: None),
+    "clock": ("clock", "modified", lambda inner: lambda key: inner.modified(key) - 4000),
 }
 
 
-@pytest.mark.parametrize(("check", "ill"), ILLS.items(), ids=ILLS)
-def test_the_doctor_names_what_is_wrong(memory_url, monkeypatch, check, ill):
-    name, make = ill
+@pytest.mark.parametrize(("check", "name", "make"), ILLS.values(), ids=ILLS)
+def test_the_doctor_names_what_is_wrong(memory_url, monkeypatch, check, name, make):
     inner = open_storage(memory_url())
 
     class Ill:
@@ -272,3 +304,24 @@ def test_a_part_that_a_late_listing_does_not_show_yet_can_be_retired(made, monke
     assert retire(made, [0], "old", group="acts") == [0]
     with pytest.raises(NotFoundError, match="part 99"):
         retire(made, [99], "old", group="acts")
+
+
+def test_a_folder_of_another_program_among_the_parts_is_left_alone(made):
+    storage = made.view.storage
+    storage.put("groups/acts/parts/notes/x/y", b"mine")
+    assert collect(made.refresh(), grace_seconds=0).keys == []
+    assert storage.get("groups/acts/parts/notes/x/y") == b"mine"
+
+
+def test_what_was_collected_is_told_to_programs(made):
+    dead_writer(made, at=6)
+    told = collect(made.refresh(), grace_seconds=0).to_json()
+    assert told["objects"] >= 1
+    assert told == {"objects": told["objects"], "bytes": told["bytes"], "young": 0}
+
+
+def test_two_seals_that_differ_are_a_conflict(made):
+    sealed = made.view.sealed("acts")
+    with pytest.raises(ConflictError, match="sealed-differs"):
+        seal(made.view.storage, made.id, "acts", sealed["parts"] + 1, sealed["rows"])
+    assert made.refresh().view.sealed("acts") == sealed

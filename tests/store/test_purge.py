@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import store
-from store import CorruptError, Document, InvalidInputError, NotFoundError, TokenSequence
+from store import CorruptError, Document, InvalidInputError, NotFoundError, TokenSequence, tables
 from store.codecs import CODECS
 from store.compact import compact
 from store.index_records import index_keys, load_index
 from store.layout import commit_key
 from store.maintenance import drop, retire
 from store.purge import add_tombstone, purge
-from store.records import make_record
+from store.records import make_record, sha256
 from store.testing.faults import overwrite, plant
 from store.testing.removed import (
     check_holds_nothing_of,
@@ -310,6 +310,37 @@ def test_a_tombstone_that_is_damaged_gone_or_unknown_lets_nothing_be_read(small_
     assert caught.value.kind == "tombstone-damaged"
     assert [one["kind"] for one in store.verify(made).problems].count("tombstone-damaged") >= 1
     storage.delete([key])
+    other = tables.write_parquet({"doc_id": np.arange(3)})
+    storage.put(tombstone_key(sha256(other)), other)
+    with pytest.raises(CorruptError) as caught:
+        made.live().read("acts:h")
+    assert caught.value.kind == "tombstone-damaged"
+    storage.delete([tombstone_key(sha256(other))])
     storage.put("tombstones/another.json", b"{}")
     with pytest.raises(store.UnsupportedVersionError, match="upgrade"):
         made.live()
+
+
+def test_a_tombstone_that_is_being_written_is_none(tmp_path):
+    made = tokens_store(str(tmp_path / "store"))
+    (tmp_path / "store" / "tombstones").mkdir()
+    (tmp_path / "store" / "tombstones" / ".tmp-0123").write_bytes(b"half")
+    assert made.live().row_ids().tolist() == made.row_ids().tolist()
+
+
+def test_where_nothing_is_removed_a_purge_has_nothing_to_do(small_url):
+    made = store.open(small_url)
+    before = sorted(made.view.storage.keys(""))
+    assert purge(made, "asked to") == []
+    assert sorted(made.view.storage.keys("")) == before
+
+
+def test_tombstones_of_documents_that_are_in_no_row_any_more_take_nothing(small_url):
+    """The part was purged of one document; a second tombstone of it finds no row of it there."""
+    made = store.open(small_url)
+    add_tombstone(made, [0], "asked to")
+    purge(made.live(), "asked to")
+    before = made.live().row_ids().tolist()
+    add_tombstone(made, [0], "asked to once more")
+    assert sum(one.rows for one in purge(made.live(), "asked to")) == 0
+    assert made.live().row_ids().tolist() == before

@@ -72,7 +72,7 @@ BROKEN = {
     ),
     "puts are seen late": ("keys", lambda inner: lambda prefix: iter(())),
     "short reads are filled": ("read_into", lambda inner: lambda key, ranges: None),
-    "what is missing is empty": ("get", lambda inner: lambda key: b""),
+    "what is missing is empty": ("get", lambda inner: lambda key, most=None: b""),
     "deletes are forgotten": ("delete", lambda inner: lambda keys: None),
     "every object is as long": ("size", lambda inner: lambda key: 7),
     "folders are prefixes": ("folders", lambda inner: lambda prefix: sorted(inner.keys(prefix))),

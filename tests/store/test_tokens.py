@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 import store
 from store import ConflictError, Document, InvalidInputError, TokenSequence
+from store.commits import create_retired
 from store.testing.small import LENGTHS, sequences_of, tokens_store
 from store.testing.strategies import sequence_groups
 
@@ -189,3 +190,22 @@ def test_sequences_from_a_generator_are_all_written(memory_url):
         writer.put(sequence for sequence in sequences_of([200, 256]))
         writer.seal()
     assert len(made.refresh().row_ids()) == 456
+
+
+def test_rows_of_a_writer_are_those_committed_and_those_that_wait(memory_url):
+    made = store.create(memory_url(), part_rows=512, part_stride=1024)
+    with made.writer("tokens", recipe=RECIPE) as writer:
+        writer.put([TokenSequence(token_ids=np.arange(500))])
+        writer.put([TokenSequence(token_ids=np.arange(100))])
+        assert writer.rows == 600
+        assert [commit.slots for commit in writer.committed] == [500]
+        writer.seal()
+
+
+def test_tokens_are_not_gone_on_with_behind_a_gap(memory_url):
+    made = tokens_store(memory_url(), [500, 500, 500], seal=False)
+    storage = made.view.storage
+    create_retired(storage, made.id, "tokens", 4, "one too far")
+    with pytest.raises(store.StoreError) as caught:
+        made.refresh().writer("tokens", recipe={"source": "small", "lengths": [500, 500, 500]})
+    assert caught.value.kind == "part-missing"

@@ -376,3 +376,22 @@ def test_a_hostile_pin_is_refused(growing, entries):
 
 def test_a_group_named_twice_is_digested_once(growing):
     assert growing.digest(["acts", "acts"]) == growing.digest(["acts"])
+
+
+def test_records_and_shards_that_are_not_kept_are_read_again(growing, monkeypatch):
+    whole = growing.read("h")
+    monkeypatch.setattr("store.view._KEPT_RECORDS", 1)
+    monkeypatch.setattr("store.view._OPEN_SHARDS", 1)
+    opened = growing.refresh()
+    for _ in range(2):
+        assert np.array_equal(opened.read("h"), whole)
+    assert len(opened.view._stored) == len(opened.view._commits) == len(opened.view._shards) == 1
+
+
+def test_a_pin_whose_segment_is_gone_is_damaged(growing, monkeypatch):
+    monkeypatch.setattr("store.pins._INLINE_ENTRIES", 3)
+    pin = growing.pin()
+    storage = growing.view.storage
+    storage.delete([next(iter(storage.keys("segments")))])
+    with pytest.raises(CorruptError, match="is gone or does not fit"):
+        store.open(growing.url, pin=pin)
