@@ -112,7 +112,7 @@ class StoreFeed:
         self._spec = spec
         self.width = math.prod(spec.shape)
         if self.window_rows is None:
-            held = self.store.view.coverage("tokens").rows
+            held = np.array([commit.rows for commit in self.store.view.commits("tokens")])
             self.window_rows = default_window_rows(held, spec.row_bytes)
         self.rows = self._windows(0).rows
         if self.rows < self.batch_rows:

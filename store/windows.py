@@ -50,10 +50,17 @@ def free_memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
-def default_window_rows(rows: int, row_bytes: int) -> int:
-    """Return min(all rows, a quarter of the free memory, 4 M rows), in whole chunks."""
+def default_window_rows(rows: Array, row_bytes: int) -> int:
+    """Return min(all rows, a quarter of the free memory, 4 M rows), in whole chunks.
+
+    Parameters
+    ----------
+    rows
+        ``int64[P]``: rows of each part; the last chunk of each may hold fewer than the others.
+    """
     fit = free_memory_bytes() // 4 // max(1, row_bytes)
-    return max(CHUNK_ROWS, min(-(-rows // CHUNK_ROWS) * CHUNK_ROWS, fit, MAX_WINDOW_ROWS))
+    everything = int((-(-rows // CHUNK_ROWS)).sum()) * CHUNK_ROWS
+    return max(CHUNK_ROWS, min(everything, fit, MAX_WINDOW_ROWS))
 
 
 def table_of(view: View, name: str) -> tuple[str, str]:
@@ -140,7 +147,7 @@ class Windows:
                 column.row_bytes * (2 if column.bits and not self.raw else 1)
                 for _, _, column in self.columns
             )
-            self.window_rows = default_window_rows(int(rows.sum()), row_bytes)
+            self.window_rows = default_window_rows(rows, row_bytes)
         self.order = Order(
             parts=parts, rows=rows, seed=self.seed, epoch=self.epoch, window_rows=self.window_rows
         )

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 import store
 from store import ConflictError, InvalidInputError
+from store.purge import add_tombstone, purge
+from store.testing.faults import plant
 from store.testing.small import fill, tokens_store, values_of
 from store.testing.strategies import conditions
 from store.windows import default_window_rows
@@ -26,8 +28,6 @@ MET = {
 
 @pytest.fixture(scope="module")
 def opened(small_objects):
-    from store.testing.faults import plant
-
     return store.open(plant("memory://tests-windows", small_objects))
 
 
@@ -87,9 +87,7 @@ def test_windows_hold_the_rows_they_name(opened, columns, raw):
 @pytest.mark.parametrize("where", [[], [("flags", "lacks", 1), ("split", "==", 0)]])
 def test_ranks_interleave_to_the_same_sequence(opened, world, where):
     settings = {"seed": 5, "epoch": 1, "window_rows": 300, "where": where}
-    whole = ids_of(
-        opened.windows(["h"], **settings) if False else opened.windows(["f"], **settings)
-    )
+    whole = ids_of(opened.windows(["f"], **settings))
     found = np.empty(len(whole), np.int64)
     for rank in range(world):
         found[rank::world] = ids_of(opened.windows(["f"], rank=rank, world=world, **settings))
@@ -114,6 +112,49 @@ def test_resuming_from_every_position_gives_the_rest(opened, where, rank, world)
         if rest:
             assert rest[0].position == start
             assert rest[-1].next_position == rows
+
+
+@pytest.mark.parametrize("worlds", [(1, 3), (3, 1), (2, 8), (8, 3, 2, 1)])
+def test_readers_that_become_more_or_fewer_on_the_way_read_the_same_sequence(opened, worlds):
+    settings = {"seed": 6, "window_rows": 512, "where": [("split", "==", 0)]}
+    whole = ids_of(opened.windows(["f"], **settings))
+    found = np.full(len(whole), -1)
+    stops = [len(whole) * (at + 1) // len(worlds) for at in range(len(worlds))]
+    state = opened.windows(["f"], **settings).state(0)
+    for world, stop in zip(worlds, stops, strict=True):
+        start = state["next_position"]
+        for rank in range(world):
+            windows = opened.windows(["f"], rank=rank, world=world, **settings).resume(state)
+            mine = np.arange(len(whole))[start:][np.arange(start, len(whole)) % world == rank]
+            found[mine] = ids_of(windows)
+        found[stop:] = -1  # what lies behind was read by nobody yet
+        state = opened.windows(["f"], **settings).state(stop)
+    assert np.array_equal(found, whole)
+
+
+def test_a_window_of_all_rows_is_the_usual_one_where_they_fit_and_a_full_shuffle(opened):
+    (window,) = opened.windows(["f"], seed=1)
+    rows = window.row_ids
+    assert np.array_equal(np.sort(rows), opened.row_ids())
+    # Where neighbours end up is not to be told from chance: of 1,654 rows about one follows its neighbour.
+    assert np.count_nonzero(np.diff(rows) == 1) <= 8
+    assert abs(np.corrcoef(np.arange(len(rows)), rows)[0, 1]) < 0.1
+
+
+def test_removed_rows_are_out_of_the_order_before_and_after_they_are_purged_the_same(small_objects):
+    made = store.open(plant("memory://tests-windows-removed", small_objects))
+    add_tombstone(made, [1, 5], "asked to")
+    settings = {"seed": 2, "window_rows": 512}
+    shown = list(made.live().windows(["f", "loss"], **settings))
+    purge(made.live(), "asked to")
+    after = list(made.live().windows(["f", "loss"], **settings))
+    assert np.array_equal(np.sort(ids_of(shown)), made.live().row_ids())
+    for one, other in zip(shown, after, strict=True):
+        assert np.array_equal(one.row_ids, other.row_ids)
+        assert one.position == other.position
+        for name in ("f", "loss"):
+            assert np.array_equal(one.columns[name], made.live().gather(name, one.row_ids))
+            assert one.columns[name].tobytes() == other.columns[name].tobytes()
 
 
 def test_resume_states_hold_few_integers_and_refuse_another_reading(opened):
@@ -225,9 +266,10 @@ def test_calls_that_make_no_sense_are_refused(opened, settings, kind):
 
 def test_the_default_window_fits_a_quarter_of_free_memory(monkeypatch, opened):
     monkeypatch.setattr("store.windows.free_memory_bytes", lambda: 4 * 1000 * 1024)
-    assert default_window_rows(10**9, 1000) == 1024
-    assert default_window_rows(300, 1000) == 512
-    assert default_window_rows(300, 10**9) == 256
+    assert default_window_rows(np.array([10**9]), 1000) == 1024
+    assert default_window_rows(np.array([300]), 1000) == 512
+    assert default_window_rows(np.array([100, 100, 100]), 1000) == 768  # a chunk of each part
+    assert default_window_rows(np.array([300]), 10**9) == 256
     bits, floats = (opened.windows(["acts:h"], seed=1, raw=raw) for raw in (True, False))
     assert bits.window_rows >= floats.window_rows
 
