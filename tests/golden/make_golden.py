@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 import store
+from store.compact import compact
+from store.purge import add_tombstone, purge
 from store.records import FORMAT_VERSION, canonical, sha256
 from store.testing.faults import flip
 from store.testing.small import codes_of, fill, sequences_of, state_of, values_of, words
@@ -71,6 +73,49 @@ def states(path):
     return {"id": made.id, "digest": made.refresh().digest()}
 
 
+def codecs(path):
+    """A column of each codec, of two dtypes."""
+    made = tokens(path, LENGTHS[:1])
+    columns = {"h": "bfloat16[70]", "f": "float32[16]"}
+    for codec in ("bitshuffle-zstd", "int8", "dynamic8"):
+        name = codec.partition("-")[0]
+        with made.writer(name, columns=columns, recipe={"by": codec}, codec=codec) as writer:
+            for part in made.view.parts("tokens"):
+                ids = part * 512 + np.arange(made.view.commit("tokens", part).rows)
+                writer.put(ids, {c.name: values_of(ids, c) for c in writer.group.columns.values()})
+    return columns_of(made.refresh())
+
+
+def removed(path):
+    """One document was purged, another one is marked as removed; a part was retired; tables are indexed."""
+    made = fill(fill(tokens(path, LENGTHS), "acts", {"h": "bfloat16[16]"}), "labels", SCALARS)
+    ids = made.row_ids()
+    with made.writer("codes", columns={"codes": "codes"}, recipe={"by": "make_golden"}) as writer:
+        writer.put(ids, {"codes": codes_of(ids)})
+    add_tombstone(made.refresh(), [1], "asked to")
+    purge(made.live(), "asked to")
+    compact(made.live())
+    add_tombstone(made.live(), [3], "asked to")
+    return columns_of(made.live())
+
+
+def columns_of(made):
+    """What a store says: rows and columns as hashes."""
+    return {
+        "id": made.id,
+        "digest": made.digest(),
+        "rows": len(made.row_ids()),
+        "columns": {
+            f"{name}:{column}": sha256(
+                np.ascontiguousarray(made.read(f"{name}:{column}")).tobytes()
+            )
+            for name, group in made.groups.items()
+            for column, declared in group.columns.items()
+            if declared.kind in {"dense", "scalar"}
+        },
+    }
+
+
 def flipped(path):
     """One bit of one chunk is turned over; everything else is sound."""
     fill(tokens(path, LENGTHS[:1]), "acts", {"h": "bfloat16[16]"})
@@ -98,7 +143,7 @@ def newer(path):
 
 
 def main():
-    for make in (good, states, flipped, newer):
+    for make in (good, states, codecs, removed, flipped, newer):
         path = HERE / make.__name__
         if path.exists():
             sys.stdout.write(f"{path} is there and stays\n")
