@@ -16,7 +16,7 @@ MAX_TEXT_BYTES = (1 << 31) - 1
 VALUES_A_ROW = 16
 """Values a row has in one column at most: wider ones lie in shards (format 1, §3)."""
 _SLACK_BYTES = 1 << 16  # levels and headers of a column chunk with few values
-_VALUE_BYTES = {0: 1, 1: 4, 2: 8, 4: 4, 5: 8}  # boolean, int32, int64, float, double
+_VALUE_BYTES = {0: 1, 1: 4, 2: 8, 4: 4, 5: 8, 7: 2}  # boolean, int32, int64, float, double, float16
 _TEXT = 6
 _MAX_HEADER_BYTES = 1 << 16  # a header holds two statistics at most, each of a value
 _DICTIONARY_PAGE = 2
@@ -24,8 +24,13 @@ _MAGIC = b"PAR1"
 Fields = dict[int, Any]
 
 
-def check_file(data: Any, rows: int) -> list[tuple[int, str]]:
+def check_file(data: Any, rows: int, values_a_row: int = VALUES_A_ROW) -> list[tuple[int, str]]:
     """Raise unless the bytes of a Parquet file hold at most so many rows, and become no more than these can take.
+
+    Parameters
+    ----------
+    values_a_row
+        Values a row may have in one column.
 
     Returns
     -------
@@ -41,10 +46,16 @@ def check_file(data: Any, rows: int) -> list[tuple[int, str]]:
         msg = f"it holds {held} rows, {rows} at most belong there"
         raise ValueError(msg)
     groups = enumerate(_structs(footer, 4))
-    return [(n, name) for n, group in groups for name in _check_row_group(data, group, n, held)]
+    return [
+        (number, name)
+        for number, group in groups
+        for name in _check_row_group(data, group, number, held, values_a_row)
+    ]
 
 
-def _check_row_group(data: Any, group: Fields, number: int, rows: int) -> Iterator[str]:
+def _check_row_group(
+    data: Any, group: Fields, number: int, rows: int, values_a_row: int
+) -> Iterator[str]:
     """Check one row group; yield its columns of text that may repeat."""
     held = _number(group, 3)
     if not 0 <= held <= rows:
@@ -55,16 +66,16 @@ def _check_row_group(data: Any, group: Fields, number: int, rows: int) -> Iterat
         if not isinstance(meta, dict) or 1 in chunk:  # in another file
             msg = f"a column of row group {number} is not in the file"
             raise ValueError(msg)
-        yield from _check_column(data, meta, number, held)
+        yield from _check_column(data, meta, number, values_a_row * held)
 
 
-def _check_column(data: Any, meta: Fields, number: int, rows: int) -> Iterator[str]:
+def _check_column(data: Any, meta: Fields, number: int, most_values: int) -> Iterator[str]:
     values, kind = _number(meta, 5), meta.get(1)
     path = meta.get(3)
     name = ".".join(map(_text, path)) if isinstance(path, list) else ""
     place = f"column {name!r} of row group {number}"
-    if not 0 <= values <= VALUES_A_ROW * rows:
-        msg = f"{place} claims {values} values in {rows} rows"
+    if not 0 <= values <= most_values:
+        msg = f"{place} claims {values} values, {most_values} at most"
         raise ValueError(msg)
     if values == 0:
         return  # no page of it is read
@@ -159,7 +170,7 @@ def _struct(data: bytes, at: int) -> tuple[Fields, int]:
             fields[field] = (byte >> 1) ^ -(byte & 1)
             at += 1
         elif kind == 8 and (byte := data[at]) < 0x80:
-            at += 1 + byte
+            at += 1 + byte  # where that is behind the end, nothing follows: an IndexError
             fields[field] = data[at - byte : at]
         elif kind <= 2:  # a boolean is its type
             fields[field] = kind == 1
@@ -181,6 +192,8 @@ def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
     if kind in {9, 10}:
         return _list(data, at)
     if kind == 7:
+        if at + 8 > len(data):
+            raise IndexError
         return data[at : at + 8], at + 8
     if kind in {1, 2, 3}:  # in a list, a boolean is a byte
         return data[at], at + 1

@@ -25,7 +25,6 @@ import pyarrow.parquet as pq
 
 from store import parquet_bounds
 from store.errors import CorruptError, InvalidInputError
-from store.layout import MAX_STRIDE
 
 if TYPE_CHECKING:
     import polars as pl
@@ -211,10 +210,12 @@ def encode(data: Any) -> bytes:
     return sink.getvalue()
 
 
-def check_bytes(data: bytes, where: str, rows: int) -> None:
+def check_bytes(
+    data: bytes, where: str, rows: int, values_a_row: int = parquet_bounds.VALUES_A_ROW
+) -> None:
     """Raise ``table-damaged`` unless Parquet bytes hold at most so many rows, and no more than these can take."""
     with _readable(where):
-        for group, name in parquet_bounds.check_file(data, rows):
+        for group, name in parquet_bounds.check_file(data, rows, values_a_row):
             _check_text(data, group, name)
 
 
@@ -333,8 +334,8 @@ def write_parquet(columns: Mapping[str, Any]) -> bytes:
     return encode(table(columns))
 
 
-def read_parquet(data: bytes, rows: int = MAX_STRIDE) -> dict[str, Any]:
-    """Undo ``write_parquet``: numeric columns as arrays, others as lists; of more rows it is refused."""
+def read_parquet(data: bytes, rows: int | None = None) -> dict[str, Any]:
+    """Undo ``write_parquet``: numeric columns as arrays, others as lists; where it has more rows it is refused."""
     decoded = decode(data, rows=rows)
     columns: dict[str, Any] = {}
     for name in decoded.column_names:

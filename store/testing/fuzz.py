@@ -124,7 +124,7 @@ def shard(data: bytes) -> None:
     made, at = bytearray(_shard(column.codec)), 2
     index = len(made) - INDEX_BYTES
     while at + 5 <= len(data):  # three bytes say where, two what
-        place = int.from_bytes(data[at : at + 3], "little") % len(made)
+        place = int.from_bytes(data[at : at + 3], "little") % (len(made) - 1)
         made[place : place + 2] = data[at + 3 : at + 5]
         at += 5
     if data[1] & 1:

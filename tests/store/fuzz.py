@@ -1,7 +1,8 @@
 """Fuzz a target, guided by coverage: ``pip install atheris; python tests/store/fuzz.py TARGET [-max_total_time=600 …]``.
 
-What comes after the target is libFuzzer's. What it finds worth keeping goes to ``tests/store/fuzz_corpus/TARGET``, which
-``test_fuzz.py`` runs again every time; an input that fails is named and written to the current folder.
+What comes after the target is libFuzzer's. It starts from ``tests/store/fuzz_corpus/TARGET``, which ``test_fuzz.py`` runs
+again every time. What it finds worth keeping goes there, too, or to a folder that is named (``-merge=1 FOLDER`` then takes
+from it what adds something); an input that fails is written to the current folder.
 """
 
 import sys
@@ -22,7 +23,7 @@ def main():
     if not any(folder.iterdir()):
         for number, data in enumerate(seeds(target)):
             (folder / f"seed-{number}").write_bytes(data)
-    atheris.Setup([sys.argv[0], str(folder), "-max_len=65536", *options], TARGETS[target])
+    atheris.Setup([sys.argv[0], "-max_len=65536", *options, str(folder)], TARGETS[target])
     atheris.Fuzz()
 
 
