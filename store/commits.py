@@ -21,6 +21,7 @@ from typing import Any
 from store import layout
 from store.errors import (
     CorruptError,
+    InvalidInputError,
     NotFoundError,
     StoreError,
     UnavailableError,
@@ -262,6 +263,15 @@ class Attempt:
 
     def put(self, path: str, data: bytes, rows: int) -> None:
         """Write one whole object."""
+        if len(data) > layout.MAX_TABLE_BYTES:
+            raise InvalidInputError(
+                f"{path} of part {self.part} of group {self.group.name!r} would take {len(data):,} bytes; readers refuse "
+                f"more than {layout.MAX_TABLE_BYTES:,}. The part was not written; committed parts stand. Make the "
+                "store with smaller part_rows.",
+                kind="table-too-large",
+                group=self.group.name,
+                part=self.part,
+            )
         written = self.storage.put(self.prefix + layout.check_object_path(path), data)
         self._note(path, written, rows)
 

@@ -17,6 +17,7 @@ ALIGN = 4096
 SLOT_BYTES = 4096
 MISSING = 2**64 - 1
 PARTS_A_FOLDER = 4096
+MAX_TABLE_BYTES = 4 << 30  # of a part, which is read whole
 MAX_STRIDE = 1 << 30  # 10^8 parts of it number their rows within int64
 
 STORE_KEY = "store.json"

@@ -50,7 +50,7 @@ class Objects:
                 f"{place} is not listed in its commit. {tail}", kind="object-missing", **where
             )
         try:
-            data = self.storage.get(key, min(item.size, tables.MAX_FILE_BYTES))
+            data = self.storage.get(key, min(item.size, layout.MAX_TABLE_BYTES))
         except NotFoundError as error:
             raise self.gone(commit) or CorruptError(
                 f"{place} is gone. {tail}", kind="object-missing", **where

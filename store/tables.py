@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from polars import LazyFrame as LazyFrame
 
 ROW_GROUP_ROWS = 65_536
-MAX_FILE_BYTES = 4 << 30
-"""A table file of a part, which is read whole."""
 SIDE_ROWS = 1 << 24
 """Rows of a table that no commit counts: tombstones, segments of pins, lists of indexes."""
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from store import tables
 from store.errors import CorruptError, InvalidInputError, NotFoundError, UnsupportedVersionError
+from store.layout import MAX_TABLE_BYTES
 from store.posix import TEMPORARY
 from store.records import sha256
 from store.storage import Storage
@@ -101,7 +102,7 @@ def load_tombstone(storage: Storage, tombstone: str) -> dict[str, Array]:
     """
     key = tombstone_key(tombstone)
     try:
-        data = storage.get(key, tables.MAX_FILE_BYTES)
+        data = storage.get(key, MAX_TABLE_BYTES)
     except (NotFoundError, InvalidInputError):  # its name is none of a tombstone
         data = b""
     if sha256(data) == tombstone:

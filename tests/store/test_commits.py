@@ -7,9 +7,9 @@ import pytest
 
 import store
 import store.opening
-from store import ConflictError, StoreError
+from store import ConflictError, InvalidInputError, StoreError
 from store.testing.faults import FaultyStorage, Killed, Plan
-from store.testing.small import codes_of, sequences_of, tokens_store, values_of
+from store.testing.small import codes_of, fill, sequences_of, tokens_store, values_of
 from store.urls import open_storage
 
 LENGTHS = [100, 200, 150, 256, 90]
@@ -238,3 +238,11 @@ def test_a_group_that_followed_the_tokens_is_sealed_after_them(memory_url):
     with made.writer("acts", columns={"y": "float32"}, recipe={}):
         pass
     assert made.refresh().coverage["acts"].sealed
+
+
+def test_a_table_that_readers_would_refuse_is_not_written(memory_url, monkeypatch):
+    made = tokens_store(memory_url(), [200], seal=False)
+    monkeypatch.setattr("store.layout.MAX_TABLE_BYTES", 1000)
+    with pytest.raises(InvalidInputError, match=r"table-too-large.*smaller part_rows"):
+        fill(made, "acts", {"y": "float32[9]"})
+    assert made.refresh().view.parts("acts") == {}

@@ -1,4 +1,7 @@
-"""SIGKILL a real writer process at random moments, run it again to the end: the same store."""
+"""SIGKILL a real writer process at random moments, run it again to the end: the same store.
+
+Ten kills here, a hundred in the slow tests, a thousand by hand: ``pytest -m loops tests/store/test_kill_loop.py``.
+"""
 
 import random
 import subprocess
@@ -82,16 +85,23 @@ def test_a_writer_killed_ten_times_ends_at_the_same_digest(tmp_path, undisturbed
 
 
 @pytest.mark.slow
-def test_a_writer_killed_fifty_times_ends_at_the_same_digest(tmp_path, undisturbed):
-    kill_loop(tmp_path, 50, undisturbed)
+@pytest.mark.timeout(1200)
+def test_a_writer_killed_a_hundred_times_ends_at_the_same_digest(tmp_path, undisturbed):
+    kill_loop(tmp_path, 100, undisturbed)
 
 
-def test_two_writer_processes_at_once_make_one_store(tmp_path, undisturbed):
-    first = start(tmp_path / "s")
-    second = start(tmp_path / "s")
-    codes = [process.wait(timeout=120) for process in (first, second)]
-    [process.stdout.close() for process in (first, second)]
-    assert codes == [0, 0]
+@pytest.mark.loops
+@pytest.mark.timeout(0)
+def test_a_writer_killed_a_thousand_times_ends_at_the_same_digest(tmp_path, undisturbed):
+    kill_loop(tmp_path, 1000, undisturbed)
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_writer_processes_at_once_make_the_store_that_one_makes(tmp_path, undisturbed, processes):
+    started = [start(tmp_path / "s") for _ in range(processes)]
+    codes = [process.wait(timeout=240) for process in started]
+    [process.stdout.close() for process in started]
+    assert codes == [0] * processes
     report = check(tmp_path / "s")
     assert report.digest == undisturbed
     assert report.orphans == []
