@@ -1,29 +1,102 @@
-"""Codes as a Polars lazy frame that reads what a query's conditions on ``latent`` allow, and nothing else.
+"""Tables as Polars lazy frames: over explicit committed files, never globs, and codes by latent.
 
-The second door to Polars. Conditions are split where they are joined by AND, and those on ``latent`` alone are tried out on
-every latent there is: whatever Polars can say of a latent is understood, and nothing else is guessed at.
+The door to Polars. A frame of codes reads what a query's conditions on ``latent`` allow, and nothing else: conditions are
+split where they are joined by AND, and those on ``latent`` alone are tried out on every latent there is. So whatever Polars
+can say of a latent is understood, and nothing is guessed at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from store import tables
+from store.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import polars as pl
+    from polars import LazyFrame as LazyFrame
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Reader = Callable[[Array], Iterator[Any]]
 """Takes which latents may be wanted, ``bool[L]``; yields Arrow tables of all their codes, and maybe of others."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """Some rows of a verified file (or of its bytes), as a source of ``lazy``."""
+
+    source: Path | bytes
+    low: int
+    rows: int
+
+
+def polars() -> Any:
+    """Return the package, or raise ``missing-package``."""
+    try:
+        import polars
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(
+            "lazy tables need the package polars, which is not installed. Nothing was read. Install it "
+            "(pip install polars), or use .arrow(name).",
+            kind="missing-package",
+        ) from error
+    return polars
+
+
+def lazy(sources: Sequence[Path | bytes | Slice], schema: Any) -> pl.LazyFrame:
+    """Return a Polars lazy frame over verified files, their bytes or slices of them, one below the other.
+
+    Raises
+    ------
+    InvalidInputError
+        ``missing-package`` where Polars is not installed.
+    """
+    polars()
+    import polars as pl
+
+    frames: list[pl.LazyFrame] = []
+    for whole, run in itertools.groupby(sources, key=lambda source: isinstance(source, Path)):
+        pieces = list(run)
+        frames += [_scan(pieces)] if whole else map(_piece, pieces)
+    if not frames:
+        return from_arrow(schema.empty_table())
+    return frames[0] if len(frames) == 1 else pl.concat(frames)
+
+
+def _scan(paths: Sequence[Any]) -> pl.LazyFrame:
+    import polars as pl
+
+    # A group may be called a=b; that makes no column of it.
+    return pl.scan_parquet([str(path) for path in paths], glob=False, hive_partitioning=False)
+
+
+def _piece(source: Any) -> pl.LazyFrame:
+    import polars as pl
+
+    if not isinstance(source, Slice):
+        return pl.read_parquet(source).lazy()
+    if isinstance(source.source, Path):
+        return _scan([source.source]).slice(source.low, source.rows)
+    return pl.read_parquet(source.source).slice(source.low, source.rows).lazy()
+
+
+def from_arrow(data: Any) -> pl.LazyFrame:
+    """Return an Arrow table as a Polars lazy frame."""
+    import polars as pl
+
+    frame = pl.from_arrow(data)
+    assert isinstance(frame, pl.DataFrame)
+    return frame.lazy()
+
+
 def lazy_by_latent(latents: Array, read: Reader) -> pl.LazyFrame:
     """Return codes (``row, latent, value``) as a lazy frame; ``latents`` are those that ``read`` may leave out."""
-    tables.polars()  # says so where it is not installed
+    polars()  # says so where it is not installed
     import polars as pl
     from polars.io.plugins import register_io_source
 

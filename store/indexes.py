@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,9 +19,12 @@ from store import tables
 from store.assets import get_asset
 from store.commits import Commit
 from store.errors import CorruptError, InvalidInputError, NotFoundError
-from store.frames import lazy_by_latent
+from store.frames import Slice, lazy, lazy_by_latent
 from store.index_records import BY_LATENT, ROWS, Index, damaged, load_indexes, starts
 from store.view import View
+
+if TYPE_CHECKING:
+    from store.frames import LazyFrame
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _OPEN_FILES = 16
@@ -124,7 +127,7 @@ class Indexes:
             else:
                 yield self._part(group, source, path)
 
-    def lazy(self, group: str, path: str, schema: Any) -> tables.LazyFrame:
+    def lazy(self, group: str, path: str, schema: Any) -> LazyFrame:
         """Return a table as a Polars lazy frame."""
         shares, rest = self.shares(group, path)
         if path == f"{BY_LATENT}.parquet" and shares:
@@ -138,7 +141,7 @@ class Indexes:
             sources += self.view.lazy_sources(group, path, parts) if parts else []
             sources += [] if source is None else [self._source(source)]
             parts = []
-        return tables.lazy(sources, schema)
+        return lazy(sources, schema)
 
     def _source(self, run: Run) -> Any:
         index = run.share.index
@@ -148,7 +151,7 @@ class Indexes:
         source = self.view.storage.local_path(key) or self.view.storage.get(key)
         if run.high - run.low == rows:
             return source
-        return tables.Slice(source=source, low=run.low, rows=run.high - run.low)
+        return Slice(source=source, low=run.low, rows=run.high - run.low)
 
     def _runs(self, group: str, path: str) -> Iterator[Run | int]:
         """Yield what a table is read from, in part order: rows of indexes' files, and parts by themselves."""
@@ -202,7 +205,7 @@ class Indexes:
 
     def _lazy_codes(
         self, group: str, path: str, shares: Sequence[Share], rest: Sequence[int]
-    ) -> tables.LazyFrame:
+    ) -> LazyFrame:
         latents = np.unique(np.concatenate([share.index.latents for share in shares]))
 
         def read(wanted: Array) -> Iterator[Any]:

@@ -19,6 +19,18 @@ from store.shards import identity
 from store.storage import Storage
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_FIXED = {
+    "tokens.parquet": tables.TOKENS,
+    "sequences.parquet": tables.SEQUENCES,
+    "documents.parquet": tables.DOCUMENTS,
+    "codes.parquet": tables.CODES,
+    "by_latent.parquet": tables.CODES,
+    "rows.parquet": tables.ROWS,
+}
+_MAY_BE_NULL = {
+    "sequences.parquet": {"doc_id", "pair_id", "role", "grid"},
+    "documents.parquet": {"text"},
+}
 
 
 class Objects:
@@ -107,7 +119,7 @@ class Objects:
                 part=commit.part,
             )
         try:
-            tables.check_object(
+            _check_table(
                 found,
                 path,
                 object_schema(self._group(commit.group), path),
@@ -156,5 +168,33 @@ class Objects:
 
 def object_schema(group: Group, path: str) -> Any:
     """Return the Arrow schema of a table of a group's parts."""
+    if path != "scalars.parquet":
+        return _FIXED[path]
     scalars = (column for column in group.columns.values() if column.kind == "scalar")
-    return tables.object_schema(path, {c.name: (c.stored, c.shape) for c in scalars})
+    return tables.scalars_schema({c.name: (c.stored, c.shape) for c in scalars})
+
+
+def _check_table(data: Any, path: str, schema: Any, first: int, rows: int) -> None:
+    """Raise unless a part's table has its columns, values where it must have them, and rows of the part.
+
+    Parameters
+    ----------
+    first, rows
+        Ids a row of the part may have: from ``first``, so many.
+
+    Raises
+    ------
+    ValueError
+        It says which of these does not hold.
+    """
+    if not tables.fits(data, schema, _MAY_BE_NULL.get(path, ())):
+        msg = f"its columns are {', '.join(f'{f.name} {f.type}' for f in data.schema)[:200]}, or have nulls"
+        raise ValueError(msg)
+    if "row" in schema.names and len(data):
+        row = tables.column(data, "row")
+        if not first <= row.min() <= row.max() < first + rows:
+            msg = f"its rows are from {row.min()} to {row.max()}"
+            raise ValueError(msg)
+        if path != "by_latent.parquet" and (row[1:] < row[:-1]).any():
+            msg = "its rows do not ascend"
+            raise ValueError(msg)

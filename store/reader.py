@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from store.tokens import TokensWriter
 from store.view import View
 from store.windows import Windows, where_groups
 from store.writer import Writer
+
+if TYPE_CHECKING:
+    from store.frames import LazyFrame
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -201,7 +204,7 @@ class Store:
         """Return a whole table as ``pyarrow.Table``: tokens, sequences, documents, or a group's name."""
         return self._indexes.arrow(*table_place(self.view, name))
 
-    def table(self, name: str) -> tables.LazyFrame:
+    def table(self, name: str) -> LazyFrame:
         """Return a table as a Polars lazy frame over verified files (``<group>_by_latent`` in no promised order)."""
         return self._indexes.lazy(*table_place(self.view, name))
 
@@ -217,7 +220,7 @@ class Store:
         """Return a table's committed, verified Parquet files in part order, for other tools to read."""
         return table_files(self.view, name)
 
-    def tokens(self) -> tables.LazyFrame:
+    def tokens(self) -> LazyFrame:
         """Return the tokens table as a Polars lazy frame."""
         return self.table("tokens")
 

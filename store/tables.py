@@ -1,6 +1,6 @@
-"""Parquet tables: schemas, bytes in and out, and lazy frames over explicit committed files, never globs.
+"""Parquet tables: schemas, and bytes in and out.
 
-The door to pyarrow and Polars. Files are small enough to be read whole, so size and crc32c of all bytes are
+The door to pyarrow. Files are small enough to be read whole, so size and crc32c of all bytes are
 checked before any decoder sees them (Polars checks no page checksums).
 """
 
@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import itertools
 import math
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +23,6 @@ import pyarrow.parquet as pq
 
 from store import parquet_bounds
 from store.errors import CorruptError, InvalidInputError
-
-if TYPE_CHECKING:
-    import polars as pl
-    from polars import LazyFrame as LazyFrame
 
 ROW_GROUP_ROWS = 65_536
 SIDE_ROWS = 1 << 24
@@ -84,55 +78,6 @@ TOMBSTONE = pa.schema(
 )
 
 Table = pa.Table
-_FIXED = {
-    "tokens.parquet": TOKENS,
-    "sequences.parquet": SEQUENCES,
-    "documents.parquet": DOCUMENTS,
-    "codes.parquet": CODES,
-    "by_latent.parquet": CODES,
-    "rows.parquet": ROWS,
-}
-_MAY_BE_NULL = {
-    "sequences.parquet": {"doc_id", "pair_id", "role", "grid"},
-    "documents.parquet": {"text"},
-}
-
-
-def object_schema(path: str, scalars: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> Any:
-    """Return the schema of a part's table by its path.
-
-    Parameters
-    ----------
-    scalars
-        Dtype and shape of the group's scalar columns.
-    """
-    return scalars_schema(scalars) if path == "scalars.parquet" else _FIXED[path]
-
-
-def check_object(data: Any, path: str, schema: Any, first: int, rows: int) -> None:
-    """Raise unless a part's table has its columns, values where it must have them, and rows of the part.
-
-    Parameters
-    ----------
-    first, rows
-        Ids a row of the part may have: from ``first``, so many.
-
-    Raises
-    ------
-    ValueError
-        It says which of these does not hold.
-    """
-    if not fits(data, schema, _MAY_BE_NULL.get(path, ())):
-        msg = f"its columns are {', '.join(f'{f.name} {f.type}' for f in data.schema)[:200]}, or have nulls"
-        raise ValueError(msg)
-    if "row" in schema.names and len(data):
-        row = column(data, "row")
-        if not first <= row.min() <= row.max() < first + rows:
-            msg = f"its rows are from {row.min()} to {row.max()}"
-            raise ValueError(msg)
-        if path != "by_latent.parquet" and (row[1:] < row[:-1]).any():
-            msg = "its rows do not ascend"
-            raise ValueError(msg)
 
 
 def scalars_schema(columns: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> Any:
@@ -421,71 +366,3 @@ def _hash_values(hasher: Any, array: Any) -> None:
     else:
         filled = array.fill_null(0) if array.null_count else array
         hasher.update(np.ascontiguousarray(filled.to_numpy(zero_copy_only=False)))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Slice:
-    """Some rows of a verified file (or of its bytes), as a source of ``lazy``."""
-
-    source: Path | bytes
-    low: int
-    rows: int
-
-
-def polars() -> Any:
-    """Return the package, or raise ``missing-package``."""
-    try:
-        import polars
-    except ModuleNotFoundError as error:
-        raise InvalidInputError(
-            "lazy tables need the package polars, which is not installed. Nothing was read. Install it "
-            "(pip install polars), or use .arrow(name).",
-            kind="missing-package",
-        ) from error
-    return polars
-
-
-def lazy(sources: Sequence[Path | bytes | Slice], schema: Any) -> pl.LazyFrame:
-    """Return a Polars lazy frame over verified files, their bytes or slices of them, one below the other.
-
-    Raises
-    ------
-    InvalidInputError
-        ``missing-package`` where Polars is not installed.
-    """
-    polars()
-    import polars as pl
-
-    frames: list[pl.LazyFrame] = []
-    for whole, run in itertools.groupby(sources, key=lambda source: isinstance(source, Path)):
-        pieces = list(run)
-        frames += [_scan(pieces)] if whole else map(_piece, pieces)
-    if not frames:
-        return from_arrow(schema.empty_table())
-    return frames[0] if len(frames) == 1 else pl.concat(frames)
-
-
-def _scan(paths: Sequence[Any]) -> pl.LazyFrame:
-    import polars as pl
-
-    # A group may be called a=b; that makes no column of it.
-    return pl.scan_parquet([str(path) for path in paths], glob=False, hive_partitioning=False)
-
-
-def _piece(source: Any) -> pl.LazyFrame:
-    import polars as pl
-
-    if not isinstance(source, Slice):
-        return pl.read_parquet(source).lazy()
-    if isinstance(source.source, Path):
-        return _scan([source.source]).slice(source.low, source.rows)
-    return pl.read_parquet(source.source).slice(source.low, source.rows).lazy()
-
-
-def from_arrow(data: Any) -> pl.LazyFrame:
-    """Return an Arrow table as a Polars lazy frame."""
-    import polars as pl
-
-    frame = pl.from_arrow(data)
-    assert isinstance(frame, pl.DataFrame)
-    return frame.lazy()
