@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import store
+from store.compact import compact
 from store.testing.faults import harvest, plant
+from store.testing.indexed import made_store
 from store.testing.small import small_store
 
 pytest.register_assert_rewrite("store.testing.conformance")
@@ -66,6 +69,31 @@ def small_memory_url(small_objects):
 def small_path(tmp_path, small_objects):
     """The small store on disk."""
     return Path(plant(str(tmp_path / "small"), small_objects))
+
+
+@pytest.fixture(scope="module")
+def small_files():
+    """Let a small store have indexes of many files and row groups."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("store.compact.FILE_ROWS", 1500)
+        patch.setattr("store.compact.FILE_PARTS", 4)
+        patch.setattr("store.tables.ROW_GROUP_ROWS", 150)
+        patch.setattr("store.indexes._BLOCK_ROWS", 400)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compacted_objects(small_files):
+    """Key → bytes of a store with indexes of everything."""
+    opened = made_store(new_memory_url())
+    compact(opened)
+    return harvest(opened.url)
+
+
+@pytest.fixture
+def compacted(compacted_objects):
+    """A store with indexes of everything, free to be damaged."""
+    return store.open(plant(new_memory_url(), compacted_objects))
 
 
 @pytest.fixture(scope="session")

@@ -9,44 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import store
-from store import CorruptError, InvalidInputError, NotFoundError, layout, tables
-from store.compact import compact, discard
-from store.index_records import index_keys, index_record, load_index
+from store import InvalidInputError, NotFoundError, tables
+from store.compact import compact
+from store.index_records import index_keys, load_index
 from store.layout import commit_key
 from store.maintenance import retire
 from store.records import make_record
-from store.testing.faults import flip, harvest, overwrite, plant
-from store.testing.small import codes_of, fill, small_store, tokens_store
+from store.testing.faults import plant
+from store.testing.indexed import LATENTS, LENGTHS, made_store, put_codes, rows_only
+from store.testing.small import small_store
 
-LENGTHS = (100, 150, 200, 56, 90, 120) * 4
-LATENTS = 300
+pytestmark = pytest.mark.usefixtures("small_files")
 TABLES = ("tokens", "sequences", "documents", "labels", "codes")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _small_files():
-    """Let a small store have indexes of many files and row groups."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("store.compact.FILE_ROWS", 1500)
-        patch.setattr("store.compact.FILE_PARTS", 4)
-        patch.setattr("store.tables.ROW_GROUP_ROWS", 150)
-        patch.setattr("store.indexes._BLOCK_ROWS", 400)
-        yield
-
-
-def rows_only(url):
-    made = tokens_store(url, LENGTHS, part_rows=256, part_stride=512)
-    return fill(made, "labels", {"y": "int32", "pair": "float32[2]"})
-
-
-def put_codes(opened, parts):
-    """Write the codes of some parts; those that are there are passed over."""
-    with opened.writer("codes", columns={"codes": "codes"}, recipe={"by": "test"}) as writer:
-        for part in parts:
-            if not writer.done(part):
-                ids = part * opened.part_stride + np.arange(opened.view.commit("tokens", part).rows)
-                writer.put(ids, {"codes": codes_of(ids, LATENTS)})
-    return opened.refresh()
 
 
 def replace(opened, part):
@@ -79,24 +53,6 @@ def replace(opened, part):
     data, _ = make_record("commit", opened.id, body)
     view.storage.create(commit_key("codes", part, commit.n + 1), data)
     return opened.refresh()
-
-
-def made_store(url):
-    opened = rows_only(url)
-    return put_codes(opened, opened.view.parts("tokens"))
-
-
-@pytest.fixture(scope="module")
-def compacted_objects(memory_url, _small_files):
-    opened = made_store(memory_url())
-    compact(opened)
-    return harvest(opened.url)
-
-
-@pytest.fixture
-def compacted(memory_url, compacted_objects):
-    """A store with indexes of everything, free to be damaged."""
-    return store.open(plant(memory_url(), compacted_objects))
 
 
 def in_order(frame):
@@ -340,120 +296,3 @@ def test_masked_and_dense_groups_read_the_same(memory_url):
     assert opened.arrow("sample").equals(opened.without_indexes().arrow("sample"))
     assert opened.digest() == opened.without_indexes().digest()
     assert store.verify(opened).ok
-
-
-# -- damage ----------------------------------------------------------------------------------------------------
-
-
-def assets_of(opened):
-    """Return what an index of codes by latent consists of: name → key."""
-    storage = opened.view.storage
-    (key,) = index_keys(storage, "codes", "by_latent")
-    record = index_record(storage, opened.id, key)
-    first = record["files"][0][0]
-    return {
-        "record": key,
-        "parts": f"assets/{record['parts']}/parts.index.parquet",
-        "latents": f"assets/{record['latents']}/latents.index.parquet",
-        "rows": f"assets/{first}/rows.index.parquet",
-        "manifest": f"assets/{first}/manifest.json",
-    }
-
-
-ILLS = {
-    "flipped": lambda data: flip(data, len(data) // 2),
-    "cut": lambda data: data[:-5],
-    "empty": lambda data: b"",
-    "gone": lambda data: None,
-}
-
-
-CASES = [("record", ill) for ill in ILLS]
-CASES += [
-    (what, ill) for what in ("parts", "latents", "rows", "manifest") for ill in ("flipped", "gone")
-]
-
-
-@pytest.mark.parametrize(("what", "ill"), CASES, ids=["-".join(case) for case in CASES])
-def test_a_damaged_index_is_an_error_that_says_what_to_do_and_compact_mends_it(
-    compacted, what, ill
-):
-    opened = compacted
-    storage, key = opened.view.storage, assets_of(opened)[what]
-    overwrite(storage, key, ILLS[ill](storage.get(key)))
-    opened = opened.refresh()
-    every = range(LATENTS)
-    if (what, ill) == ("record", "gone"):  # nothing names the rest: there is no index
-        assert len(opened.strongest("codes", every)) == len(opened.arrow("codes"))
-    else:
-        for read in (
-            lambda: opened.strongest("codes", every),
-            lambda: opened.arrow("codes_by_latent"),
-        ):
-            with pytest.raises(CorruptError, match=r"index-damaged.*actlake compact") as error:
-                read()
-            assert "not affected" in str(error.value)
-        assert not store.verify(opened).ok
-    plain = opened.without_indexes()
-    assert len(plain.strongest("codes", every)) == len(plain.arrow("codes"))
-    compact(opened, ["codes"])
-    opened = opened.refresh()
-    assert opened.strongest("codes", every).equals(plain.strongest("codes", every))
-    assert store.verify(opened).ok
-
-
-def test_an_index_that_says_something_else_is_found_by_verify(compacted):
-    """Its record and files are sound: somebody's program has built it wrongly."""
-    opened = compacted
-    storage = opened.view.storage
-    for group, table in (("codes", "codes"), ("codes", "by_latent"), ("labels", "scalars")):
-        (key,) = index_keys(storage, group, table)
-        record = index_record(storage, opened.id, key)
-        body = {n: v for n, v in record.items() if n not in {"v", "kind", "store", "self"}}
-        files = body["files"]
-        data, _ = make_record(
-            "index", opened.id, {**body, "files": [files[1], files[0], *files[2:]]}
-        )
-        overwrite(storage, key, data)
-        kinds = {problem["kind"] for problem in store.verify(opened.refresh()).problems}
-        assert kinds & {"index-differs", "index-damaged"}
-        overwrite(storage, key, make_record("index", opened.id, body)[0])
-        assert store.verify(opened.refresh()).ok
-
-
-def test_a_record_under_another_key_is_foreign(compacted):
-    opened = compacted
-    storage = opened.view.storage
-    (key,) = index_keys(storage, "codes", "codes")
-    overwrite(storage, layout.index_key("codes", "by_latent", key[-69:-5]), storage.get(key))
-    with pytest.raises(CorruptError, match=r"index-damaged.*foreign-record"):
-        opened.refresh().strongest("codes", [1])
-
-
-def test_names_that_are_no_indexes_are_not_looked_at(memory_url):
-    opened = made_store(memory_url())
-    for name in (
-        "notes.json",
-        "codes-12.json",
-        f"codes-{'0' * 64}.txt",
-        f"a/codes-{'0' * 64}.json",
-    ):
-        opened.view.storage.create(f"groups/codes/indexes/{name}", b"x")
-    assert index_keys(opened.view.storage, "codes") == []
-    assert len(opened.refresh().arrow("codes"))
-
-
-def test_indexes_that_are_discarded_are_no_more(compacted):
-    opened = compacted
-    assert len(discard(opened, ["codes"])) == 2
-    assert index_keys(opened.view.storage, "codes") == []
-    assert index_keys(opened.view.storage, "labels") != []
-    with pytest.raises(NotFoundError, match="group-missing"):
-        discard(opened, ["nothing"])
-    check_same(opened.refresh(), [1], 2)
-
-
-def test_no_asset_of_anybody_elses_looks_like_an_indexs(memory_url):
-    opened = made_store(memory_url())
-    with pytest.raises(InvalidInputError, match="bad-name"):
-        opened.put_asset({"rows.index.parquet": b"mine"})

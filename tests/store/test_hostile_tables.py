@@ -1,0 +1,160 @@
+"""Tables in somebody else's store: bombs, other columns, rows of elsewhere; all hashes right."""
+
+import io
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import store
+from store import CorruptError, StoreError, layout, tables
+from store.opening import open_in
+from store.parquet_bounds import check_file
+from store.testing.faults import harvest
+from store.testing.hostile import full_store, resigned
+
+
+def written(data, **options):
+    sink = io.BytesIO()
+    pq.write_table(data, sink, compression="zstd", **options)
+    return sink.getvalue()
+
+
+def many_nulls():
+    nulls = pa.array([None], pa.int64()).take(pa.array(np.zeros(1 << 22, np.int64)))
+    return written(pa.table({"row": nulls})), 1 << 10
+
+
+def one_long_text():
+    text = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(1 << 16, np.int32)), pa.array(["x" * 900_000])
+    )
+    return written(pa.table({"text": text}), row_group_size=1 << 16), 1 << 16
+
+
+def long_lists():
+    values = pa.array(np.zeros(1 << 22, np.float32))
+    lists = pa.ListArray.from_arrays(pa.array([0, 1 << 22], pa.int32()), values)
+    return written(pa.table({"x": lists})), 16
+
+
+def lying_page():
+    """A page that says it becomes 2 GiB, behind a footer that says little."""
+    data = written(pa.table({"row": np.arange(100)}), use_dictionary=False)
+    meta = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0).column(0)
+    at = meta.data_page_offset
+    assert data[at : at + 3] == b"\x15\x00\x15"  # type 0, then the size expanded
+    size, end = 0, at + 3
+    while data[end] >= 0x80:
+        end += 1
+    size = (1 << 31) - 1
+    number, packed = size << 1, b""
+    while number >= 0x80:
+        packed += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    packed += bytes([number])
+    # As long as what was there or longer: the footer keeps its offsets where the page grows.
+    grown = data[: at + 3] + packed + data[end + 1 :]
+    return grown, 100
+
+
+BOMBS = {
+    "nulls": many_nulls,
+    "text": one_long_text,
+    "lists": long_lists,
+    "lying-page": lying_page,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_a_table_that_would_become_far_more_than_its_rows_take_is_refused(bomb):
+    data, rows = bomb()
+    assert len(data) < 1 << 20
+    with pytest.raises(CorruptError, match="table-damaged"):
+        tables.check_bytes(data, "here", rows)
+    with pytest.raises(CorruptError, match="table-damaged"):
+        tables.decode(data, "here", rows)
+
+
+def test_bombs_are_refused_without_the_memory_they_ask_for():
+    """In a process that may have half a gigabyte more than it needs to start."""
+    code = textwrap.dedent(
+        f"""
+        import resource
+        import importlib.util
+        spec = importlib.util.spec_from_file_location("hostile", {__file__!r})
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        from store import CorruptError, tables
+        made = [bomb() for bomb in module.BOMBS.values()]
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20),) * 2)
+        for data, rows in made:
+            try:
+                tables.decode(data, "here", rows)
+            except CorruptError as error:
+                print(error.kind)
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.stdout.split() == ["table-damaged"] * len(BOMBS), done.stderr[-2000:]
+
+
+def test_what_the_writer_makes_is_in_bounds():
+    full_store("memory://hostile-tables")
+    for key, data in harvest("memory://hostile-tables").items():
+        if key.endswith(".parquet"):
+            check_file(data, pq.ParquetFile(pa.BufferReader(data)).metadata.num_rows)
+
+
+TABLES = {
+    "other-columns": lambda data: data.rename_columns(["a", *data.column_names[1:]]),
+    "other-type": lambda data: data.set_column(0, "row", data.column("row").cast(pa.float64())),
+    "nulls": lambda data: data.set_column(
+        0, pa.field("row", pa.int64()), pa.array([None] * len(data), pa.int64())
+    ),
+    "rows-of-elsewhere": lambda data: data.set_column(
+        0, pa.field("row", pa.int64()), pa.array(np.arange(len(data)) + (1 << 40))
+    ),
+    "rows-below-zero": lambda data: data.set_column(
+        0, pa.field("row", pa.int64()), pa.array(np.arange(len(data)) - 5)
+    ),
+    "rows-backwards": lambda data: data.set_column(
+        0, pa.field("row", pa.int64()), pa.array(np.arange(len(data))[::-1].copy())
+    ),
+    "fewer-rows": lambda data: data.slice(1),
+}
+
+
+@pytest.mark.parametrize("path", ["tokens.parquet", "scalars.parquet", "codes.parquet"])
+@pytest.mark.parametrize("change", TABLES.values(), ids=TABLES)
+def test_a_table_of_another_form_with_all_hashes_right_is_refused(memory_url, path, change):
+    made = full_store(memory_url())
+    storage = made.view.storage
+    group = {"scalars.parquet": "labels", "codes.parquet": "codes"}.get(path, "tokens")
+    commit = made.view.stored_commit(group, 0)
+    key = commit.prefix + path
+    changed = tables.encode(change(tables.decode(storage.get(key))))
+    storage._objects[key] = changed
+    where = layout.commit_key(group, 0, commit.n)
+    record = json.loads(storage.get(where))
+    (entry,) = (entry for entry in record["objects"] if entry["path"] == path)
+    entry["size"], entry["crc32c"] = len(changed), f"{store.checksum.crc32c(changed):08x}"
+    storage._objects[where] = resigned(record)
+    opened = open_in(storage)
+    with pytest.raises(StoreError) as caught:
+        opened.view.objects.stored_table(opened.view.group(group) and _commit(opened, group), path)
+    assert caught.value.kind in {"table-invalid", "table-damaged", "rows-differ"}
+
+
+def _commit(opened, group):
+    return store.commits.load_commit(
+        opened.view.storage, opened.id, group, 0, opened.view.parts(group)[0]
+    )
