@@ -5,17 +5,19 @@ An asset's id depends on its files alone: recipes name assets, and equal recipes
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 from store.commits import exists
 from store.errors import CorruptError, InvalidInputError, NotFoundError
+from store.layout import MAX_TABLE_BYTES
 from store.records import foreign_record, load_record, make_record, sha256
 from store.schema import check_name
 from store.storage import Storage
 
 MANIFEST = "manifest.json"
 ANY_STORE = ""  # what a manifest says for `store`
+_PIECE_BYTES = 8 << 20
 INDEX_ENDING = ".index.parquet"
 """How the files of indexes end, and no others: gc may delete what no index names."""
 
@@ -66,6 +68,45 @@ def get_asset(storage: Storage, asset: str) -> dict[str, bytes]:
     CorruptError
         ``asset-damaged``: a file is gone or does not fit the manifest.
     """
+    found = {}
+    for name, (size, digest) in _listed(storage, asset).items():
+        path = f"assets/{asset}/{name}"
+        try:
+            content = storage.get(path, size)
+        except NotFoundError:
+            content = None
+        if content is None or len(content) != size or sha256(content) != digest:
+            raise _damaged(path)
+        found[name] = content
+    return found
+
+
+def check_asset(storage: Storage, asset: str) -> int:
+    """Do the same without holding more than a piece of a file; return the bytes that were looked at."""
+    total = 0
+    for name, (size, digest) in _listed(storage, asset).items():
+        path = f"assets/{asset}/{name}"
+        try:
+            fits = storage.size(path) == size and _hash(storage, path, size) == digest
+        except NotFoundError:
+            fits = False
+        if not fits:
+            raise _damaged(path)
+        total += size
+    return total
+
+
+def _hash(storage: Storage, path: str, size: int) -> str:
+    hasher, buffer = hashlib.sha256(), bytearray(min(size, _PIECE_BYTES))
+    for low in range(0, size, _PIECE_BYTES):
+        piece = memoryview(buffer)[: min(_PIECE_BYTES, size - low)]
+        storage.read_into(path, [(low, piece)])
+        hasher.update(piece)
+    return hasher.hexdigest()
+
+
+def _listed(storage: Storage, asset: str) -> dict[str, tuple[int, str]]:
+    """Return size and hash of an asset's files, from its manifest."""
     key = f"assets/{check_name(asset, 'asset')}/{MANIFEST}"
     try:
         record = load_record(storage, key, "asset", ANY_STORE)
@@ -77,24 +118,18 @@ def get_asset(storage: Storage, asset: str) -> dict[str, bytes]:
         ) from error
     if record["self"] != asset:
         raise foreign_record(key, f"is the manifest of asset {record['self']}")
-    return {
-        check_name(name, "asset file"): _asset_file(storage, f"assets/{asset}/{name}", entry)
-        for name, entry in record["files"].items()
-    }
+    found = {}
+    for name, entry in record["files"].items():
+        good = isinstance(entry, list) and [type(one) for one in entry] == [int, str]
+        if not good or not 0 <= entry[0] <= MAX_TABLE_BYTES:
+            raise _damaged(f"assets/{asset}/{check_name(name, 'asset file')}")
+        found[check_name(name, "asset file")] = (entry[0], entry[1])
+    return found
 
 
-def _asset_file(storage: Storage, path: str, entry: Any) -> bytes:
-    try:
-        size = int(entry[0])
-        content = storage.get(path, size) if size >= 0 else b""
-        fits = [len(content), sha256(content)] == entry
-    except (NotFoundError, TypeError, ValueError, LookupError):
-        fits = False
-    if not fits:
-        raise CorruptError(
-            f"asset file {path} is gone or does not fit its manifest. It was not used. Restore it from a "
-            "copy.",
-            kind="asset-damaged",
-            path=path,
-        )
-    return content
+def _damaged(path: str) -> CorruptError:
+    return CorruptError(
+        f"asset file {path} is gone or does not fit its manifest. It was not used. Restore it from a copy.",
+        kind="asset-damaged",
+        path=path,
+    )

@@ -44,6 +44,7 @@ class Item:
 
 
 CODES_FILES = ("codes.parquet", "by_latent.parquet")
+MAX_CODES_A_ROW = 1 << 16  # a code that is no sparse one is no code
 _ATTEMPT = re.compile(r"[0-9a-f]{16}")
 _CRC = re.compile(r"[0-9a-f]{8}")
 
@@ -105,6 +106,7 @@ class Commit:
         items = [_item(entry, where) for entry in record["objects"]]
         purged, without = record.get("purged", 0), tuple(map(str, record.get("without", ())))
         good = 0 <= purged <= record["rows"] and record["rows"] > 0
+        good &= 0 <= record["part"] < layout.MAX_PARTS and 0 <= record["n"] < 10**9
         if _ATTEMPT.fullmatch(record["attempt"]) is None or not good:
             what = f"attempt {record['attempt'][:40]!r}, rows {record['rows']}, purged {purged}"
             raise _invalid(where, what)
@@ -164,6 +166,7 @@ def check_commit(commit: Commit, group: Group, stride_rows: int) -> None:
             group=commit.group,
             part=commit.part,
         )
+    _check_counts(commit, group, place)
     if missing := sorted(expected_objects(group) - set(commit.objects)):
         raise CorruptError(
             f"the commit of {place} does not list {', '.join(missing)}. None of its rows were returned. "
@@ -180,6 +183,26 @@ def check_commit(commit: Commit, group: Group, stride_rows: int) -> None:
             group=commit.group,
             part=commit.part,
         )
+
+
+def _check_counts(commit: Commit, group: Group, place: str) -> None:
+    """Raise where an object claims more rows than its part can have, or a table more bytes than are read."""
+    for path, item in commit.objects.items():
+        exact = {"rows.parquet": commit.slots, "tokens.parquet": commit.slots - commit.purged}
+        most = commit.slots * (MAX_CODES_A_ROW if path in CODES_FILES else 1)
+        whole = path.endswith((".parquet", ".safetensors", ".json"))
+        if (
+            item.rows > most
+            or item.rows != exact.get(path, item.rows)
+            or (whole and item.size > layout.MAX_TABLE_BYTES)
+        ):
+            raise CorruptError(
+                f"{path} of {place} claims {item.rows} rows and {item.size} bytes in a part of {commit.slots} rows. It was "
+                "not used. `actlake verify` lists all damage.",
+                kind="record-invalid",
+                group=group.name,
+                part=commit.part,
+            )
 
 
 def load_commit(storage: Storage, store_id: str, group: str, part: int, n: int) -> Commit:
@@ -333,7 +356,9 @@ class Attempt:
         }
         key = layout.commit_key(self.group.name, self.part, self.n)
         data, digest = make_record("commit", self.store_id, body)
-        check(Commit.from_record({**body, "self": digest}, key))
+        commit = Commit.from_record({**body, "self": digest}, key)
+        check_commit(commit, self.group, self.stride_rows)
+        check(commit)
         self._offered = True
         try:
             self.storage.create(key, data)

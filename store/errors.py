@@ -11,7 +11,7 @@ import re
 from typing import Any, ClassVar
 
 # A message quotes names and bytes of a store, and lands in a terminal.
-_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class ActlakeError(Exception):

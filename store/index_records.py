@@ -26,6 +26,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 ROWS, PARTS, LATENTS = (f"{name}{INDEX_ENDING}" for name in ("rows", "parts", "latents"))
 BY_LATENT = "by_latent"
+TABLES = ("tokens", "sequences", "documents", "scalars", "codes", BY_LATENT)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,8 +126,11 @@ def load_index(storage: Storage, store_id: str, key: str) -> Index | None:
         if not exists(storage, key):
             return None
         raise damaged(storage, key, f"a file of it is gone or damaged ({error.kind})") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise damaged(storage, key, f"it is of another form ({error})") from error
+    counts = [index.rows, index.codes, np.diff(index.file_starts)]
+    if any((count < 0).any() or count.sum(dtype=np.float64) >= 1 << 62 for count in counts):
+        raise damaged(storage, key, "it counts rows that cannot be")
     sums = {int(index.rows.sum()), int(index.file_starts[-1])}
     sums |= {int(index.codes.sum())} if index.table == BY_LATENT else set()
     entries = zip(index.parts.tolist(), index.commits, strict=True)
@@ -137,9 +141,12 @@ def load_index(storage: Storage, store_id: str, key: str) -> Index | None:
 
 
 def _from_record(storage: Storage, record: Mapping[str, Any], key: str) -> Index:
-    parts = _columns(storage, record["parts"], PARTS)
+    if min(int(rows) for _, rows in record["files"]) < 0 or record["table"] not in TABLES:
+        msg = f"files {str(record['files'])[:60]} of table {record['table']!r}"
+        raise ValueError(msg)
+    parts = _columns(storage, record["parts"], PARTS, tables.INDEX_PARTS)
     held = record["latents"]
-    latents = _columns(storage, held, LATENTS) if held else {}
+    latents = _columns(storage, held, LATENTS, tables.INDEX_LATENTS) if held else {}
     nothing = np.empty(0, np.int64)
     return Index(
         key=key,
@@ -155,8 +162,9 @@ def _from_record(storage: Storage, record: Mapping[str, Any], key: str) -> Index
     )
 
 
-def _columns(storage: Storage, asset: str, name: str) -> dict[str, Any]:
-    return tables.read_parquet(get_asset(storage, asset)[name], tables.SIDE_ROWS)
+def _columns(storage: Storage, asset: str, name: str, schema: Any) -> dict[str, Any]:
+    data = get_asset(storage, asset)[name]
+    return tables.read_parquet(data, f"assets/{asset}/{name}", tables.SIDE_ROWS, schema)
 
 
 def load_indexes(storage: Storage, store_id: str, group: str, table: str) -> Iterator[Index]:

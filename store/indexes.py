@@ -21,6 +21,7 @@ from store.commits import Commit
 from store.errors import CorruptError, InvalidInputError, NotFoundError
 from store.frames import Slice, lazy, lazy_by_latent
 from store.index_records import BY_LATENT, ROWS, Index, damaged, load_indexes, starts
+from store.objects import object_schema
 from store.view import View
 
 if TYPE_CHECKING:
@@ -270,7 +271,8 @@ class Indexes:
             source: Any = local
             if local is None or asset not in self._verified:
                 source = get_asset(storage, asset)[ROWS]
-                tables.check_bytes(source, key, rows)
+                group = self.view.group(index.group)
+                tables.check_bytes(source, key, rows, object_schema(group, index.path))
             file = tables.TableFile(local or source, key)
         except (CorruptError, NotFoundError, KeyError) as error:
             why = f"{key} is gone or damaged ({getattr(error, 'kind', 'not listed')})"

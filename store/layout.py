@@ -18,6 +18,7 @@ SLOT_BYTES = 4096
 MISSING = 2**64 - 1
 PARTS_A_FOLDER = 4096
 MAX_TABLE_BYTES = 4 << 30  # of a part, which is read whole
+MAX_PARTS = 10**8
 MAX_STRIDE = 1 << 30  # 10^8 parts of it number their rows within int64
 
 STORE_KEY = "store.json"
@@ -100,6 +101,14 @@ def parse_commit_keys(group: str, keys: Iterable[str]) -> Iterator[tuple[int, in
             continue
         if 0 <= part - first < PARTS_A_FOLDER:
             yield part, n
+
+
+def check_part(part: object) -> int:
+    """Return a part's number, or raise ``ValueError`` where it is none."""
+    if type(part) is not int or not 0 <= part < MAX_PARTS:
+        msg = f"{str(part)[:40]!r} is no part's number"
+        raise ValueError(msg)
+    return part
 
 
 def attempt_prefix(group: str, part: int, attempt: str) -> str:

@@ -62,14 +62,15 @@ class Objects:
                 f"{place} is not listed in its commit. {tail}", kind="object-missing", **where
             )
         try:
-            data = self.storage.get(key, min(item.size, layout.MAX_TABLE_BYTES))
+            data = self.storage.get(key, item.size)
         except NotFoundError as error:
             raise self.gone(commit) or CorruptError(
                 f"{place} is gone. {tail}", kind="object-missing", **where
             ) from error
         if len(data) != item.size:
+            held = str(len(data)) if len(data) < item.size else "more"
             raise CorruptError(
-                f"{place} has {len(data) if len(data) < item.size else 'more'} bytes where its commit says {item.size}. {tail}",
+                f"{place} has {held} bytes where its commit says {item.size}. {tail}",
                 kind="object-size",
                 **where,
             )
@@ -78,7 +79,9 @@ class Objects:
                 f"{place} does not fit its crc32c. {tail}", kind="object-damaged", **where
             )
         if path.endswith(".parquet"):
-            tables.check_bytes(data, key, item.rows)
+            known = path == "scalars.parquet" or path in _FIXED
+            schema = object_schema(self._group(commit.group), path) if known else None
+            tables.check_bytes(data, key, item.rows, schema)
         self._verified.add(key)
         return data
 
@@ -190,11 +193,19 @@ def _check_table(data: Any, path: str, schema: Any, first: int, rows: int) -> No
     if not tables.fits(data, schema, _MAY_BE_NULL.get(path, ())):
         msg = f"its columns are {', '.join(f'{f.name} {f.type}' for f in data.schema)[:200]}, or have nulls"
         raise ValueError(msg)
-    if "row" in schema.names and len(data):
-        row = tables.column(data, "row")
-        if not first <= row.min() <= row.max() < first + rows:
-            msg = f"its rows are from {row.min()} to {row.max()}"
-            raise ValueError(msg)
-        if path != "by_latent.parquet" and (row[1:] < row[:-1]).any():
-            msg = "its rows do not ascend"
-            raise ValueError(msg)
+    if not len(data):
+        return
+    if path == "sequences.parquet":
+        row, count = (tables.column(data, name).astype(np.int64) for name in ("first_row", "rows"))
+        last = row + count - 1
+        good = bool((count > 0).all()) and np.array_equal(tables.column(data, "seq_id"), row)
+    elif path == "documents.parquet":
+        return
+    else:
+        row = last = tables.column(data, "row")
+        good = path == "by_latent.parquet" or bool((row[1:] >= row[:-1]).all())
+        if path in {"tokens.parquet", "rows.parquet", "scalars.parquet"}:
+            good = bool((row[1:] > row[:-1]).all())
+    if not good or not first <= row.min() <= last.max() < first + rows:
+        msg = f"its rows, from {row.min()} to {last.max()}, are not those of the part in order"
+        raise ValueError(msg)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from store import tables
+from store import layout, tables
 from store.errors import CorruptError, InvalidInputError, NotFoundError
 from store.records import load_record, make_record, sha256
 from store.schema import check_name
 from store.storage import Storage
 
-_INLINE_ENTRIES = 4096  # a longer pin lists its entries in segments
+SEGMENT_ENTRIES = 4096
+_INLINE_ENTRIES = SEGMENT_ENTRIES  # a longer pin lists its entries in segments
 _SEGMENT_BYTES = 16 << 20
 Entry = tuple[str, int, int, str]
 
@@ -76,12 +77,14 @@ def load_pin(storage: Storage, store_id: str, pin: str) -> Pin:
         ) from error
     try:
         entries: list[Entry] = [
-            (check_name(g, "group"), int(p), int(n), str(h)) for g, p, n, h in record["entries"]
+            (check_name(g, "group"), layout.check_part(p), int(n), str(h))
+            for g, p, n, h in record["entries"]
         ]
     except (TypeError, ValueError):  # an illegal name is a ValueError, too
         entries = []
-    for segment in record["segments"]:
-        entries += _segment(storage, f"segments/{segment}.parquet", segment)
+    if len(set(map(str, record["segments"]))) == len(record["segments"]):
+        for segment in record["segments"]:
+            entries += _segment(storage, f"segments/{segment}.parquet", segment)
     tombstones = tuple(map(str, record.get("tombstones", ())))
     if pin_id(entries, tombstones) != pin:
         raise CorruptError(
@@ -104,10 +107,10 @@ def _segment(storage: Storage, path: str, digest: str) -> list[Entry]:
             kind="record-damaged",
             path=path,
         )
-    columns = tables.read_parquet(content, tables.SIDE_ROWS)
+    columns = tables.read_parquet(content, path, SEGMENT_ENTRIES, tables.SEGMENT)
     try:
-        parts, ns = columns["part"].tolist(), columns["n"].tolist()
+        parts = [layout.check_part(part) for part in columns["part"].tolist()]
         groups = [check_name(group, "group") for group in columns["group"]]
-        return list(zip(groups, parts, ns, columns["commit"], strict=True))
-    except (AttributeError, KeyError, TypeError, ValueError):  # other columns than a segment has
+    except (TypeError, ValueError):  # no names, no parts
         return []  # then the pin's id does not fit
+    return list(zip(groups, parts, columns["n"].tolist(), columns["commit"], strict=True))

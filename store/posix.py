@@ -191,8 +191,10 @@ class PosixStorage:
     def _reading(self, key: str) -> Iterator[int]:
         path = self.local_path(key)
         with _translated(key, self.url):
-            fd = self.system.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # Of what is no file, as a pipe somebody left there, nothing is waited for.
+            fd = self.system.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
+                _file(self.system.fstat(fd))
                 yield fd
             finally:
                 self.system.close(fd)
@@ -383,7 +385,7 @@ def _unfilled(views: list[memoryview], done: int) -> list[memoryview]:
 
 
 def _file(found: os.stat_result) -> os.stat_result:
-    """Return what is known of a file; a folder is no object."""
-    if stat.S_ISDIR(found.st_mode):
+    """Return what is known of a file; what is none is no object."""
+    if not stat.S_ISREG(found.st_mode):
         raise IsADirectoryError
     return found

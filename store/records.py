@@ -16,6 +16,8 @@ from store.errors import CorruptError, InvalidInputError, UnsupportedVersionErro
 from store.storage import Storage
 
 FORMAT_VERSION = 1
+MAX_DEPTH = 128
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 MAX_RECORD_BYTES = 16 << 20  # a record larger than this is refused before it is parsed
 
 
@@ -193,7 +195,9 @@ def _check_fields(record: Mapping[str, Any], where: str) -> None:
 
 def _parse_hashed(data: bytes, where: str) -> dict[str, Any]:
     try:
-        record = _canonical_record(data) if len(data) <= MAX_RECORD_BYTES else None
+        record = (
+            _canonical_record(data) if len(data) <= MAX_RECORD_BYTES and _shallow(data) else None
+        )
         good = record is not None and sha256(_without_self(data, record)) == record["self"]
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         good = False
@@ -206,6 +210,16 @@ def _parse_hashed(data: bytes, where: str) -> dict[str, Any]:
             path=where,
         )
     return dict(record)  # type: ignore[arg-type]
+
+
+def _shallow(data: bytes) -> bool:
+    """Return whether lists and objects are nested no deeper than what walks them can go; brackets in strings count."""
+    depth = 0
+    for byte in data.translate(None, _NO_BRACKETS):
+        depth += 1 if byte in b"[{" else -1
+        if depth > MAX_DEPTH:
+            return False
+    return True
 
 
 def _refuse_number(text: str) -> Any:

@@ -15,7 +15,7 @@ from store.errors import InvalidInputError
 from store.records import canonical, sha256
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@=-]{0,127}")
-_COLUMN = re.compile(r"(?P<dtype>[a-z]+[0-9]*)(\[(?P<shape>[0-9]+(,[0-9]+)*)\])?")
+_COLUMN = re.compile(r"(?P<dtype>[a-z]+[0-9]{0,3})(\[(?P<shape>[0-9]{1,9}(,[0-9]{1,9}){0,15})\])?")
 _FILE_ENDINGS = (".parquet", ".json", ".safetensors")
 SCALAR_ELEMENTS = 16  # columns of fewer elements a row live in scalars.parquet (format 1, §3)
 MAX_ROW_BYTES = 8 << 20  # a chunk of 256 rows stays below 2 GiB, what one read call may return

@@ -77,6 +77,12 @@ TOMBSTONE = pa.schema(
     ]
 )
 
+SEGMENT = pa.schema(
+    [("group", pa.string()), ("part", pa.int64()), ("n", pa.int64()), ("commit", pa.string())]
+)
+INDEX_PARTS = pa.schema([("part", pa.int64()), ("commit", pa.string()), ("rows", pa.int64())])
+INDEX_LATENTS = pa.schema([("latent", pa.uint32()), ("codes", pa.int64())])
+
 Table = pa.Table
 
 
@@ -154,11 +160,28 @@ def encode(data: Any) -> bytes:
 
 
 def check_bytes(
-    data: bytes, where: str, rows: int, values_a_row: int = parquet_bounds.VALUES_A_ROW
+    data: bytes,
+    where: str,
+    rows: int,
+    schema: Any = None,
+    values_a_row: int = parquet_bounds.VALUES_A_ROW,
 ) -> None:
-    """Raise ``table-damaged`` unless Parquet bytes hold at most so many rows, and no more than these can take."""
+    """Raise ``table-damaged`` unless Parquet bytes are a table of so many rows at most, and become no more than they take.
+
+    Parameters
+    ----------
+    schema
+        Its columns; None where any may be there.
+    """
     with _readable(where):
-        for group, name in parquet_bounds.check_file(data, rows, values_a_row):
+        suspects = parquet_bounds.check_file(data, rows, values_a_row)
+        if schema is not None:
+            with pq.ParquetFile(pa.BufferReader(data)) as file:
+                if not file.schema_arrow.equals(schema):
+                    held = ", ".join(f"{one.name} {one.type}" for one in file.schema_arrow)
+                    msg = f"its columns are {held[:200]}"
+                    raise ValueError(msg)
+        for group, name in suspects:
             _check_text(data, group, name)
 
 
@@ -167,24 +190,27 @@ def _check_text(data: bytes, group: int, name: str) -> None:
     with pq.ParquetFile(pa.BufferReader(data), read_dictionary=[name]) as file:
         chunks = file.read_row_group(group, columns=[name], use_threads=False).column(0).chunks
     most = parquet_bounds.MAX_TEXT_BYTES
+    if not all(pa.types.is_dictionary(piece.type) for piece in chunks):
+        msg = f"{name} of row group {group} is no column of text"
+        raise ValueError(msg)
     lengths = (pc.take(pc.binary_length(piece.dictionary), piece.indices) for piece in chunks)
     if (total := sum(pc.sum(some).as_py() or 0 for some in lengths)) > most:
         msg = f"{name} of row group {group} would take {total} bytes, {most} at most"
         raise ValueError(msg)
 
 
-def decode(data: bytes, where: str = "table", rows: int | None = None) -> Any:
+def decode(data: bytes, where: str = "table", rows: int | None = None, schema: Any = None) -> Any:
     """Return the Arrow table of Parquet bytes, or raise ``table-damaged``.
 
     Parameters
     ----------
-    rows
-        As in ``check_bytes``; None where they were checked.
+    rows, schema
+        As in ``check_bytes``; None where they were checked, or where the bytes are our own.
     """
     # read_table goes through Arrow's dataset scanner, whose threads may outlive the interpreter: 11 of 26
     # short processes ended in abort() with it, none of 28 like this (pyarrow 26, two cores).
     if rows is not None:
-        check_bytes(data, where, rows)
+        check_bytes(data, where, rows, schema)
     with _readable(where), pq.ParquetFile(pa.BufferReader(data)) as file:
         return file.read(use_threads=False)
 
@@ -192,8 +218,18 @@ def decode(data: bytes, where: str = "table", rows: int | None = None) -> Any:
 def fits(data: Any, schema: Any, may_be_null: Collection[str] = ()) -> bool:
     """Return whether a table has just these columns, and a value wherever it must have one."""
     return bool(data.schema.equals(schema)) and not any(
-        data.column(name).null_count for name in schema.names if name not in may_be_null
+        _nulls(data.column(name)) for name in schema.names if name not in may_be_null
     )
+
+
+def _nulls(values: Any) -> int:
+    """Return how many values are missing, those in lists counted."""
+    inside = (
+        sum(chunk.flatten().null_count for chunk in values.chunks)
+        if pa.types.is_fixed_size_list(values.type)
+        else 0
+    )
+    return int(values.null_count) + inside
 
 
 _KEPT_GROUPS = 4
@@ -247,7 +283,7 @@ class TableFile:
 
 
 # Arrow's decoder says some damage in C++'s own words.
-_UNREADABLE = (pa.ArrowException, OSError, ValueError, RuntimeError, LookupError, MemoryError)
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, RuntimeError, LookupError)
 
 
 @contextlib.contextmanager
@@ -277,9 +313,11 @@ def write_parquet(columns: Mapping[str, Any]) -> bytes:
     return encode(table(columns))
 
 
-def read_parquet(data: bytes, rows: int | None = None) -> dict[str, Any]:
-    """Undo ``write_parquet``: numeric columns as arrays, others as lists; where it has more rows it is refused."""
-    decoded = decode(data, rows=rows)
+def read_parquet(
+    data: bytes, where: str = "table", rows: int | None = None, schema: Any = None
+) -> dict[str, Any]:
+    """Undo ``write_parquet``: numeric columns as arrays, others as lists; see ``decode``."""
+    decoded = decode(data, where, rows, schema)
     columns: dict[str, Any] = {}
     for name in decoded.column_names:
         kind = decoded.column(name).type

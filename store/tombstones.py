@@ -6,6 +6,7 @@ one. A tombstone says which parts hold the document, so that the tables of no ot
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -106,14 +107,15 @@ def load_tombstone(storage: Storage, tombstone: str) -> dict[str, Array]:
     except (NotFoundError, InvalidInputError):  # its name is none of a tombstone
         data = b""
     if sha256(data) == tombstone:
-        found = tables.decode(data, key, tables.SIDE_ROWS)
-        if tables.fits(found, tables.TOMBSTONE, may_be_null={"reason"}):
-            return {
-                name: np.asarray(tables.column(found, name), np.int64)
-                for name in ("doc_id", "part", "seen_parts")
-            }
+        with contextlib.suppress(CorruptError):
+            found = tables.decode(data, key, tables.SIDE_ROWS, tables.TOMBSTONE)
+            if tables.fits(found, tables.TOMBSTONE, may_be_null={"reason"}):
+                return {
+                    name: np.asarray(tables.column(found, name), np.int64)
+                    for name in ("doc_id", "part", "seen_parts")
+                }
     raise CorruptError(
-        f"{key} of {storage.url} is gone or does not fit its own name. Which documents it removed is not known, so "
+        f"{key} of {storage.url} is gone, no such table or does not fit its own name. Which documents it removed is not known, so "
         "nothing was read. Restore it from a copy.",
         kind="tombstone-damaged",
         path=key,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from store import layout, tables
-from store.assets import MANIFEST, get_asset
+from store.assets import MANIFEST, check_asset
 from store.checksum import extend
 from store.commits import Commit, exists, list_commits
 from store.digest import digest
@@ -271,11 +271,10 @@ def _verify_records(store: Store, report: Report) -> None:
         _guard(report, load_tombstone, storage, tombstone)
     for asset in filter(NAME.fullmatch, storage.folders("assets")):
         if exists(storage, f"assets/{asset}/{MANIFEST}"):
-            files = _guard(report, get_asset, storage, asset)
-            report.checked_bytes += sum(map(len, (files or {}).values()))
+            report.checked_bytes += _guard(report, check_asset, storage, asset) or 0
     for asset in sorted(_named_assets(store, _guard(report, _names, store) or [])):
         if not exists(storage, f"assets/{asset}/{MANIFEST}"):
-            _guard(report, get_asset, storage, asset)
+            _guard(report, check_asset, storage, asset)
 
 
 def _named_assets(store: Store, groups: Sequence[str]) -> set[str]:

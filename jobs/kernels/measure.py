@@ -148,9 +148,9 @@ def ceilings(size: int = 1536, copy_bytes: int = 1 << 27) -> list[Ceiling]:
     a, b = (torch.randn(size, size, generator=generator) for _ in range(2))
     source = torch.randn(copy_bytes // 4, generator=generator)
     target = torch.empty_like(source)
-    half = a.bfloat16(), b.bfloat16()
     products: dict[str, Callable[[int], object]] = {"float32": lambda _: a @ b}
     if multiplies_bfloat16():
+        half = a.bfloat16(), b.bfloat16()
         products["bfloat16"] = lambda _: half[0] @ half[1]
     took = interleaved({**products, "copy": lambda _: target.copy_(source)}, repeats=MIN_REPEATS)
     flops, threads = 2.0 * size**3, torch.get_num_threads()

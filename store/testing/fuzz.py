@@ -98,7 +98,7 @@ def pin(data: bytes) -> None:
     with contextlib.suppress(StoreError):
         load_pin(_holding(**{f"pins/{'0' * 64}.json": _signed(data)}), STORE, "0" * 64)
     with contextlib.suppress(StoreError):
-        tables.read_parquet(data, 1000)
+        tables.read_parquet(data, "here", 1000, tables.SEGMENT)
 
 
 def tombstone(data: bytes) -> None:

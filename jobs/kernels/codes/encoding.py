@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ingest.models.dtypes import multiplies_bfloat16
 from jobs.kernels.codes.check import HALF_SPACING, ROUNDED, TINY
 from jobs.kernels.codes.contract import OPS, Case, Encoder
 from jobs.kernels.codes.rows import Batch, Row, facts, head, set_floor, set_times
@@ -34,6 +35,8 @@ def encoder_rows(
     for kind, given in encoders.items():
         op = OPS.get(kind)()
         forms: dict[str, Encoder] = {PLAIN: op.reference, **given}
+        if not multiplies_bfloat16():
+            forms = {name: form for name, form in forms.items() if _rounding(name) != "bfloat16"}
         faults = {name: _fault(op, name, form, batch.cases[0], k) for name, form in forms.items()}
         methods = {n: _method(form, batch, k) for n, form in forms.items() if not faults[n]}
         methods[AGAIN] = methods[PLAIN]
