@@ -115,8 +115,8 @@ def load_tombstone(storage: Storage, tombstone: str) -> dict[str, Array]:
                     for name in ("doc_id", "part", "seen_parts")
                 }
     raise CorruptError(
-        f"{key} of {storage.url} is gone, no such table or does not fit its own name. Which documents it removed is not known, so "
-        "nothing was read. Restore it from a copy.",
+        f"{key} of {storage.url} is gone, no such table or does not fit its own name. Which documents it removed is not "
+        "known, so nothing was read. Restore it from a copy.",
         kind="tombstone-damaged",
         path=key,
     )

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import store
-from store import CorruptError, InvalidInputError, StoreError, layout, tables
+from store import CorruptError, InvalidInputError, NotFoundError, StoreError, layout, tables
 from store.memory import MemoryStorage
 from store.opening import open_in
 from store.pins import pin_id
@@ -192,6 +192,61 @@ def test_segments_of_other_columns_are_refused(objects):
     changes = {f"pins/{'0' * 64}.json": data, f"segments/{sha256(segment)}.parquet": segment}
     with pytest.raises(CorruptError, match=r"table-damaged.*its columns are"):
         open_in(holding(objects, changes), "0" * 64)
+
+
+def test_a_recipe_as_deep_as_json_can_say_it_is_refused(objects):
+    deep = "x"
+    for _ in range(600):
+        deep = [deep]
+    key = "groups/acts/group.json"
+    record = {**json.loads(objects[key]), "recipe": {"a": deep}}
+    del record["self"]
+    plain = {"sort_keys": True, "separators": (",", ":")}
+    record["self"] = sha256(json.dumps(record, **plain).encode())
+    data = json.dumps(record, **plain).encode()
+    with pytest.raises(CorruptError, match="record-damaged"):
+        open_in(holding(objects, {key: data})).read("acts:h")
+
+
+def test_a_column_of_very_many_dimensions_is_refused_at_once(objects):
+    key = "groups/acts/group.json"
+    columns = {"h": {"spec": f"float32[{','.join('9' * 200_000)}]", "codec": "raw"}}
+    data = resigned({**json.loads(objects[key]), "columns": columns})
+    with pytest.raises(StoreError, match="unsupported-version"):
+        open_in(holding(objects, {key: data})).read("acts:h")
+
+
+@pytest.mark.parametrize("part", [-1, 10**8, 10**15, True, "1"])
+def test_parts_beyond_all_numbers_are_refused(objects, part):
+    made = open_in(holding(objects, {}))
+    entries = [("acts", part, 0, "0" * 64)]
+    body = {"pin": pin_id(entries), "entries": [list(e) for e in entries], "segments": []}
+    data, _ = make_record("pin", made.id, body)
+    with pytest.raises(CorruptError):
+        open_in(holding(objects, {f"pins/{pin_id(entries)}.json": data}), pin_id(entries))
+
+
+def test_a_segment_named_very_often_is_read_never(objects, monkeypatch):
+    made = open_in(holding(objects, {}))
+    body = {"pin": "0" * 64, "entries": [], "segments": ["1" * 64] * 1000}
+    storage = holding(objects, {f"pins/{'0' * 64}.json": make_record("pin", made.id, body)[0]})
+    monkeypatch.setattr("store.pins._segment", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(CorruptError, match="does not list"):
+        open_in(storage, "0" * 64)
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_a_store_is_no_object_and_is_not_waited_for(tmp_path):
+    made = tokens_store(str(tmp_path / "s"))
+    os.mkfifo(tmp_path / "s" / "pipe")
+    with pytest.raises(NotFoundError):
+        made.view.storage.get("pipe")
+    with pytest.raises(NotFoundError):
+        made.view.storage.size("pipe")
+    (tmp_path / "s" / "store.json").unlink()
+    os.mkfifo(tmp_path / "s" / "store.json")
+    with pytest.raises(NotFoundError, match="store-missing"):
+        store.open(tmp_path / "s")
 
 
 # -- files -----------------------------------------------------------------------------------------------------
