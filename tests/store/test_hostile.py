@@ -96,8 +96,8 @@ def test_odd_values_in_records_that_are_signed_end_in_an_error_of_ours(objects):
 
 
 @pytest.mark.slow
-def test_a_thousand_odd_values(objects):
-    check_odd(objects, 1000)
+def test_three_hundred_odd_values(objects):
+    check_odd(objects, 300)
 
 
 @pytest.mark.loops

@@ -266,5 +266,5 @@ def test_at_length():
 
     run_state_machine_as_test(
         StoreMachine,
-        settings=settings(TestStore.settings, max_examples=150, stateful_step_count=30),
+        settings=settings(TestStore.settings, max_examples=50, stateful_step_count=25),
     )
