@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from store.storage import Storage
 
 FORMAT_VERSION = 1
 MAX_DEPTH = 128
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 MAX_RECORD_BYTES = 16 << 20  # a record larger than this is refused before it is parsed
 
@@ -131,6 +133,12 @@ def make_record(kind: str, store_id: str, body: Mapping[str, Any]) -> tuple[byte
     assert not unknown, f"record kind {kind} has no key {unknown}"
     digest = sha256(canonical(record))
     data = canonical({**record, "self": digest})
+    if not _shallow(data):
+        raise InvalidInputError(
+            f"a {kind} record would be nested deeper than the {MAX_DEPTH} levels that readers take. Nothing was written. "
+            "Flatten its recipe or provenance.",
+            kind="record-too-deep",
+        )
     if len(data) > MAX_RECORD_BYTES:
         raise InvalidInputError(
             f"a {kind} record would take {len(data)} bytes; readers refuse more than {MAX_RECORD_BYTES}. "
@@ -213,13 +221,16 @@ def _parse_hashed(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _shallow(data: bytes) -> bool:
-    """Return whether lists and objects are nested no deeper than what walks them can go; brackets in strings count."""
-    depth = 0
+    """Return whether lists and objects are nested no deeper than what walks them can go."""
+    return _depth(data) <= MAX_DEPTH or _depth(_STRING.sub(b"", data)) <= MAX_DEPTH
+
+
+def _depth(data: bytes) -> int:
+    depth = deepest = 0
     for byte in data.translate(None, _NO_BRACKETS):
         depth += 1 if byte in b"[{" else -1
-        if depth > MAX_DEPTH:
-            return False
-    return True
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _refuse_number(text: str) -> Any:

@@ -265,3 +265,17 @@ def test_names_that_may_not_stand_in_keys_are_refused(name):
 def test_subseeds_are_what_the_format_says():
     digest = sha256(b"7/chunks/3")
     assert subseed(7, "chunks", 3) == int(digest[:16], 16)
+
+
+def test_a_record_nested_too_deep_is_not_written_and_brackets_in_its_texts_are_no_levels():
+    text = "[{" * 5000 + '\\"' + "]" * 7
+    data, _ = make_record("dropped", "id", {"group": "g", "reason": text})
+    assert read_record(data, "dropped", "id", "here")["reason"] == text
+    deep: object = 1
+    for _ in range(127):
+        deep = [deep]
+    body = {"group": "g", "columns": {}, "recipe": {"a": deep}, "aligned_to": None}
+    with pytest.raises(InvalidInputError, match="record-too-deep"):
+        make_record("group", "id", body)
+    body["recipe"] = {"a": deep[0]}
+    make_record("group", "id", body)
