@@ -209,3 +209,15 @@ def _check_table(data: Any, path: str, schema: Any, first: int, rows: int) -> No
     if not good or not first <= row.min() <= last.max() < first + rows:
         msg = f"its rows, from {row.min()} to {last.max()}, are not those of the part in order"
         raise ValueError(msg)
+
+
+def check_whole(data: Any, path: str, commit: Commit, rows: int) -> None:
+    """Raise unless what may be read of a table of a part is a line for each of so many rows."""
+    if len(data) != rows:
+        raise CorruptError(
+            f"{path} of part {commit.part} of group {commit.group!r} has {len(data)} of the {rows} rows that may be read. "
+            "None of them were returned. `actlake verify` lists all damage.",
+            kind="table-invalid",
+            group=commit.group,
+            part=commit.part,
+        )

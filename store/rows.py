@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from store import tables
-from store.errors import CorruptError, InvalidInputError, NotFoundError
+from store.errors import InvalidInputError, NotFoundError
 from store.memory import MemoryStorage
 from store.objects import object_schema
 from store.schema import Column, Group
@@ -278,14 +278,5 @@ def decoded(out: Array, spec: Column, *, raw: bool) -> Array:
 def scalars(view: View, group: str, part: int, column: Column) -> Array:
     """Return a scalar column's values of a part, ``[R, *shape]``."""
     path = "tokens.parquet" if group == "tokens" else "scalars.parquet"
-    commit = view.commit(group, part)
-    values = tables.column(view.table(commit, path), column.name)
-    if len(values) != commit.rows:
-        raise CorruptError(
-            f"{path} of part {part} of group {group!r} has {len(values)} of the {commit.rows} rows that may be read. None "
-            "of them were returned. `actlake verify` lists all damage.",
-            kind="table-invalid",
-            group=group,
-            part=part,
-        )
+    values = tables.column(view.table(view.commit(group, part), path), column.name)
     return np.asarray(values).reshape(len(values), *column.shape)

@@ -20,7 +20,7 @@ from store.commits import Commit, check_commit, exists, list_retired, load_commi
 from store.coverage import Coverage, live_parts
 from store.errors import NotFoundError, StoreError
 from store.groups import load_group, load_sealed, resolve
-from store.objects import Objects
+from store.objects import Objects, check_whole
 from store.pins import load_pin
 from store.schema import NAME, Column, Group
 from store.shard_reader import RowReader, SomeRows
@@ -282,12 +282,13 @@ class View:
 
     def _shown(self, commit: Commit, path: str, data: Any) -> Any:
         visible = self.visible(commit.part)
-        if visible is None:
-            return data
-        document = path == "documents.parquet"
-        return visible_table(
-            data, path, visible, self.table(commit, "tokens.parquet") if document else None
-        )
+        if visible is not None:
+            tokens = self.table(commit, "tokens.parquet") if path == "documents.parquet" else None
+            data = visible_table(data, path, visible, tokens)
+        if path in {"tokens.parquet", "scalars.parquet"}:
+            kept = self.kept(commit)
+            check_whole(data, path, commit, commit.slots if kept is None else len(kept))
+        return data
 
     def lazy_sources(self, group: str, path: str, parts: Iterable[int] | None = None) -> list[Any]:
         """Return the verified files (or bytes) of one table over some parts (default: all), in part order."""

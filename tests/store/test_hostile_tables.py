@@ -201,6 +201,34 @@ def test_a_table_of_another_form_with_all_hashes_right_is_refused(memory_url, pa
     assert caught.value.kind in {"table-invalid", "table-damaged", "rows-differ"}
 
 
+@pytest.mark.parametrize("group", ["labels", "sample"])
+def test_a_table_shorter_than_its_part_is_refused_though_its_commit_says_so_too(memory_url, group):
+    made = full_store(memory_url())
+    storage, commit = made.view.storage, made.view.stored_commit(group, 0)
+    key = commit.prefix + "scalars.parquet"
+    data = tables.decode(storage.get(key)).slice(1)
+    changed = tables.encode(data)
+    storage._objects[key] = changed
+    where = layout.commit_key(group, 0, commit.n)
+    record = json.loads(storage.get(where))
+    (entry,) = (entry for entry in record["objects"] if entry["path"] == "scalars.parquet")
+    entry.update(size=len(changed), crc32c=f"{store.checksum.crc32c(changed):08x}", rows=len(data))
+    storage._objects[where] = resigned(record)
+    opened = open_in(storage)
+    columns = opened.groups[group].columns.values()
+    name = next(column.name for column in columns if column.kind == "scalar")
+    site = f"{group}:{name}"
+    for read in (
+        lambda: opened.read(site),
+        lambda: opened.gather(site, opened.row_ids(group=group)[:3]),
+        lambda: list(opened.windows([site], seed=0)),
+        lambda: opened.arrow(group),
+    ):
+        with pytest.raises(CorruptError, match="rows that may be read"):
+            read()
+    assert not store.verify(opened).ok
+
+
 def _commit(opened, group):
     return store.commits.load_commit(
         opened.view.storage, opened.id, group, 0, opened.view.parts(group)[0]
