@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from store import layout
+from store import layout, parquet_bounds
 from store.errors import (
     CorruptError,
     InvalidInputError,
@@ -253,6 +253,18 @@ def exists(storage: Storage, key: str) -> bool:
     return True
 
 
+def _refused(path: str, data: bytes, rows: int) -> str:
+    """Return why readers would refuse an object; empty where they would not."""
+    if len(data) > layout.MAX_TABLE_BYTES:
+        return f"it takes {len(data):,} bytes, {layout.MAX_TABLE_BYTES:,} at most"
+    try:
+        if path.endswith(".parquet"):
+            parquet_bounds.check_file(data, rows)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 @dataclass(kw_only=True)
 class Attempt:
     """One try at one part of one group, under an id of its own."""
@@ -286,11 +298,10 @@ class Attempt:
 
     def put(self, path: str, data: bytes, rows: int) -> None:
         """Write one whole object."""
-        if len(data) > layout.MAX_TABLE_BYTES:
+        if why := _refused(path, data, rows):
             raise InvalidInputError(
-                f"{path} of part {self.part} of group {self.group.name!r} would take {len(data):,} bytes; readers refuse "
-                f"more than {layout.MAX_TABLE_BYTES:,}. The part was not written; committed parts stand. Make the "
-                "store with smaller part_rows.",
+                f"{path} of part {self.part} of group {self.group.name!r} would be refused by readers: {why}. The part "
+                "was not written; committed parts stand. Make the store with smaller part_rows.",
                 kind="table-too-large",
                 group=self.group.name,
                 part=self.part,

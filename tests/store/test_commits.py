@@ -242,7 +242,15 @@ def test_a_group_that_followed_the_tokens_is_sealed_after_them(memory_url):
 
 def test_a_table_that_readers_would_refuse_is_not_written(memory_url, monkeypatch):
     made = tokens_store(memory_url(), [200], seal=False)
-    monkeypatch.setattr("store.layout.MAX_TABLE_BYTES", 1000)
+    largest = max(item.size for item in made.view.commit("tokens", 0).objects.values())
+    monkeypatch.setattr("store.layout.MAX_TABLE_BYTES", largest)
     with pytest.raises(InvalidInputError, match=r"table-too-large.*smaller part_rows"):
-        fill(made, "acts", {"y": "float32[9]"})
+        fill(made, "acts", {"y": "float32[15]"})
+    monkeypatch.undo()
     assert made.refresh().view.parts("acts") == {}
+
+
+def test_more_text_than_readers_take_is_not_written(memory_url, monkeypatch):
+    monkeypatch.setattr("store.parquet_bounds.MAX_TEXT_BYTES", 1000)
+    with pytest.raises(InvalidInputError, match=r"table-too-large.*text"):
+        tokens_store(memory_url(), [200] * 8, part_rows=2048, part_stride=2048)
