@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from store import layout, parquet_bounds
+from store import layout
 from store.errors import (
     CorruptError,
     InvalidInputError,
@@ -166,7 +166,7 @@ def check_commit(commit: Commit, group: Group, stride_rows: int) -> None:
             group=commit.group,
             part=commit.part,
         )
-    _check_counts(commit, group, place)
+    _check_counts(commit, group)
     if missing := sorted(expected_objects(group) - set(commit.objects)):
         raise CorruptError(
             f"the commit of {place} does not list {', '.join(missing)}. None of its rows were returned. "
@@ -185,8 +185,9 @@ def check_commit(commit: Commit, group: Group, stride_rows: int) -> None:
         )
 
 
-def _check_counts(commit: Commit, group: Group, place: str) -> None:
+def _check_counts(commit: Commit, group: Group) -> None:
     """Raise where an object claims more rows than its part can have, or a table more bytes than are read."""
+    place = f"part {commit.part} of group {commit.group!r}"
     for path, item in commit.objects.items():
         exact = {"rows.parquet": commit.slots, "tokens.parquet": commit.slots - commit.purged}
         most = commit.slots * (MAX_CODES_A_ROW if path in CODES_FILES else 1)
@@ -253,18 +254,6 @@ def exists(storage: Storage, key: str) -> bool:
     return True
 
 
-def _refused(path: str, data: bytes, rows: int) -> str:
-    """Return why readers would refuse an object; empty where they would not."""
-    if len(data) > layout.MAX_TABLE_BYTES:
-        return f"it takes {len(data):,} bytes, {layout.MAX_TABLE_BYTES:,} at most"
-    try:
-        if path.endswith(".parquet"):
-            parquet_bounds.check_file(data, rows)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
 @dataclass(kw_only=True)
 class Attempt:
     """One try at one part of one group, under an id of its own."""
@@ -298,10 +287,11 @@ class Attempt:
 
     def put(self, path: str, data: bytes, rows: int) -> None:
         """Write one whole object."""
-        if why := _refused(path, data, rows):
+        if len(data) > layout.MAX_TABLE_BYTES:
             raise InvalidInputError(
-                f"{path} of part {self.part} of group {self.group.name!r} would be refused by readers: {why}. The part "
-                "was not written; committed parts stand. Make the store with smaller part_rows.",
+                f"{path} of part {self.part} of group {self.group.name!r} would take {len(data):,} bytes; readers refuse "
+                f"more than {layout.MAX_TABLE_BYTES:,}. The part was not written; committed parts stand. Make the "
+                "store with smaller part_rows.",
                 kind="table-too-large",
                 group=self.group.name,
                 part=self.part,
@@ -368,7 +358,7 @@ class Attempt:
         key = layout.commit_key(self.group.name, self.part, self.n)
         data, digest = make_record("commit", self.store_id, body)
         commit = Commit.from_record({**body, "self": digest}, key)
-        check_commit(commit, self.group, self.stride_rows)
+        _check_counts(commit, self.group)
         check(commit)
         self._offered = True
         try:

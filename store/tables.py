@@ -146,7 +146,20 @@ def replaced(data: Any, name: str, values: Any) -> Any:
 
 
 def encode(data: Any) -> bytes:
-    """Return the Parquet bytes of an Arrow table: zstd, row groups of 65 536 rows, statistics."""
+    """Return the Parquet bytes of an Arrow table: zstd, row groups of 65 536 rows, statistics.
+
+    Raises
+    ------
+    InvalidInputError
+        ``table-too-large``: it holds more text than readers take.
+    """
+    text = sum(column.nbytes for column in data.columns if pa.types.is_string(column.type))
+    if text > parquet_bounds.MAX_TEXT_BYTES:
+        raise InvalidInputError(
+            f"a table would hold {text:,} bytes of text; readers take {parquet_bounds.MAX_TEXT_BYTES:,}. Nothing of it was "
+            "written; committed parts stand. Make the store with smaller part_rows.",
+            kind="table-too-large",
+        )
     sink = io.BytesIO()
     pq.write_table(
         data,

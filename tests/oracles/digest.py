@@ -37,7 +37,7 @@ def state_hash(state):
     return total.hexdigest()
 
 
-def column_line(reader, commit, column, spec):
+def column_line(reader, commit, column, spec, codec):
     """The name and hash of a column that lies in no table."""
     if spec == "partial":
         return [(column, state_hash(reader.partial(commit, column)))]
@@ -45,11 +45,10 @@ def column_line(reader, commit, column, spec):
     shape = tuple(int(n) for n in inside.split(",")) if inside else ()
     if spec == "codes" or math.prod(shape) < 16:
         return []
-    stored = np.dtype("<u2" if name == "bfloat16" else name)
-    data = (
-        f"{spec} {commit['rows']}\n".encode()
-        + reader.shard(commit, column, stored, shape).tobytes()
-    )
+    values = reader.shard(commit, column, codec, name, shape)
+    if name == "bfloat16":
+        values = (np.ascontiguousarray(values).view(np.uint32) >> 16).astype("<u2")
+    data = f"{spec} {commit['rows']}\n".encode() + values.tobytes()
     return [(column, hashlib.sha256(data).hexdigest())]
 
 
@@ -70,7 +69,7 @@ def digest(reader, typed_columns, names=None):
                     for column, kind, values in typed_columns(reader.object(commit, item["path"])):
                         found.append((f"{item['path']}:{column}", column_hash(values, kind)))
             for column, entry in declared["columns"].items():
-                found += column_line(reader, commit, column, entry["spec"])
+                found += column_line(reader, commit, column, entry["spec"], entry["codec"])
             for column, value in sorted(found):
                 line = [group, hashlib.sha256(recipe).hexdigest(), part, column, commit["rows"]]
                 text = json.dumps([*line, value], separators=(",", ":"), ensure_ascii=False)
