@@ -97,15 +97,26 @@ def _spent(view: View, group: str) -> dict[str, float | None]:
             spent[index.key] = min(times, default=None)
     for index in found:
         if index.key not in spent:
-            mine = _entries(index)
+            mine, since = _entries(index), _made(storage, index)
             larger = [
-                storage.modified(other.key)
+                made
                 for other in found
-                if other.table == index.table and other.key not in spent and mine < _entries(other)
+                if other.table == index.table
+                and other.key not in spent
+                and mine < _entries(other)
+                and (made := _made(storage, other)) is not None
             ]
-            if larger:
-                spent[index.key] = max(min(larger), storage.modified(index.key))
+            if larger and since is not None:
+                spent[index.key] = max(min(larger), since)
     return spent
+
+
+def _made(storage: Storage, index: Index) -> float | None:
+    """Return when an index was made; None where a purge took it away meanwhile."""
+    try:
+        return storage.modified(index.key)
+    except NotFoundError:
+        return None
 
 
 def _entries(index: Index) -> set[tuple[int, str]]:

@@ -387,3 +387,25 @@ def test_while_an_index_cannot_be_read_no_index_asset_goes(made):
     assert collect(aged(made.refresh())).keys == []
     made.view.storage.delete([key])
     assert collect(made.refresh()).keys
+
+
+def test_an_index_that_a_purge_takes_while_gc_looks_is_nothing_to_collect(memory_url, monkeypatch):
+    opened = tokens_store(memory_url(), LENGTHS * 2, part_rows=256, part_stride=512, seal=False)
+    parts = list(opened.view.parts("tokens"))
+    for some in (parts[:4], parts[4:]):
+        with opened.refresh().writer("codes", columns={"codes": "codes"}, recipe={}) as writer:
+            for part in some:
+                put_part(opened, writer, part)
+        compact(opened, ["codes"])
+    storage = opened.view.storage
+    modified = storage.modified
+
+    def gone(key):
+        if "/indexes/" in key:
+            storage.delete([key])
+        return modified(key)
+
+    monkeypatch.setattr(storage, "modified", gone)
+    collect(opened.refresh())
+    monkeypatch.undo()
+    assert store.verify(opened.refresh()).ok
