@@ -344,3 +344,12 @@ def test_tombstones_of_documents_that_are_in_no_row_any_more_take_nothing(small_
     add_tombstone(made, [0], "asked to once more")
     assert sum(one.rows for one in purge(made.live(), "asked to")) == 0
     assert made.live().row_ids().tolist() == before
+
+
+def test_a_sound_tombstone_under_another_name_is_none(small_url):
+    made = store.open(small_url)
+    storage = made.view.storage
+    data = storage.get(tombstone_key(add_tombstone(made, [1], "asked to")))
+    storage.put(tombstone_key("0" * 64), data)
+    with pytest.raises(CorruptError, match="tombstone-damaged"):
+        made.live().read("acts:h")
