@@ -91,10 +91,9 @@ def where_groups(view: View, where: Sequence[tables.Condition]) -> list[str]:
 
 
 def _runs(part: Array) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) of the runs of equal values."""
-    bounds = np.flatnonzero(np.diff(part)) + 1
-    if len(part):
-        yield from zip([0, *bounds.tolist()], [*bounds.tolist(), len(part)], strict=True)
+    """Return (first, last) of the runs of equal values, of which there is at least one."""
+    bounds = (np.flatnonzero(np.diff(part)) + 1).tolist()
+    return zip([0, *bounds], [*bounds, len(part)], strict=True)
 
 
 @dataclass(kw_only=True)

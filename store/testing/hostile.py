@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from store import layout
+from store.checksum import crc32c
 from store.compact import compact
 from store.errors import StoreError
 from store.maintenance import drop, retire
@@ -21,6 +22,7 @@ from store.purge import add_tombstone, purge
 from store.reader import Store
 from store.records import canonical, make_record
 from store.storage import Storage
+from store.testing.faults import overwrite
 from store.testing.small import DENSE, fill, small_store
 from store.verify import verify
 
@@ -132,6 +134,28 @@ def resigned(record: Mapping[str, Any]) -> bytes:
     body = {name: value for name, value in record.items() if name != "self"}
     body["self"] = hashlib.sha256(canonical(body)).hexdigest()
     return canonical(body)
+
+
+def exchange(made: Store, group: str, path: str, data: bytes | None = None, **says: Any) -> Store:
+    """Put other bytes in an object's place, let its commit say so with its hash right; return the store, opened again.
+
+    Parameters
+    ----------
+    data
+        The bytes; None: those that are there.
+    says
+        What the object's entry says besides size and crc32c; under ``commit`` what the record says elsewhere.
+    """
+    storage, commit = made.view.storage, made.view.stored_commit(group, 0)
+    where = layout.commit_key(group, 0, commit.n)
+    record = {**json.loads(storage.get(where)), **says.pop("commit", {})}
+    (entry,) = (entry for entry in record["objects"] if entry["path"] == path)
+    if data is not None:
+        overwrite(storage, commit.prefix + path, data)
+        entry.update(size=len(data), crc32c=f"{crc32c(data):08x}")
+    entry.update(says)
+    overwrite(storage, where, resigned(record))
+    return open_in(storage)
 
 
 def odd_records(data: bytes) -> Iterator[tuple[str, bytes]]:

@@ -104,9 +104,12 @@ def tokens_store(
     return made.refresh()
 
 
-def fill(store: Store, group: str, columns: Mapping[str, str], *, seed: int = 0) -> Store:
+def fill(
+    store: Store, group: str, columns: Mapping[str, str], *, seed: int = 0, **recipe: Any
+) -> Store:
     """Write a group of dense and scalar columns over all rows; return the store as it then is."""
-    with store.writer(group, columns=columns, recipe={"by": "small", "seed": seed}) as writer:
+    recipe = {"by": "small", "seed": seed, **recipe}
+    with store.writer(group, columns=columns, recipe=recipe) as writer:
         for part in store.view.parts("tokens"):
             ids = part * store.part_stride + np.arange(store.view.commit("tokens", part).rows)
             declared = writer.group.columns.values()

@@ -4,6 +4,8 @@ from hypothesis import strategies as st
 
 import store
 from store import CorruptError, InvalidInputError
+from store.assets import ANY_STORE
+from store.records import make_record
 from store.testing.faults import flip, overwrite
 from store.testing.strategies import names
 
@@ -66,3 +68,13 @@ def test_an_asset_half_written_is_absent_and_completed_by_writing_it_again(url):
     assert caught.value.kind == "asset-missing"
     assert made.put_asset(FILES) == asset
     assert made.asset(asset) == FILES
+
+
+@pytest.mark.parametrize("entry", [7, [], ["1", "x"], [1, 2], [True, "x"], [-1, "x"], [1 << 40, "x"]])
+def test_a_manifest_that_lists_what_cannot_be_is_damage(url, entry):
+    made = store.create(url)
+    data, asset = make_record("asset", ANY_STORE, {"files": {"a": entry}})
+    made.view.storage.create(f"assets/{asset}/manifest.json", data)
+    with pytest.raises(CorruptError, match=r"asset-damaged.*/a") as caught:
+        made.asset(asset)
+    assert caught.value.kind == "asset-damaged"

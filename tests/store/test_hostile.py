@@ -6,6 +6,8 @@ import random
 import subprocess
 import sys
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 import store
@@ -17,6 +19,7 @@ from store.records import MAX_RECORD_BYTES, make_record, sha256
 from store.testing.faults import harvest
 from store.testing.hostile import ROWS, full_store, odd_records, resigned, said, said_at_length
 from store.testing.small import tokens_store
+from store.tombstones import load_tombstone, tombstone_key
 from store.urls import open_storage
 
 URLS = [
@@ -319,3 +322,43 @@ def test_a_swapped_library_cannot_run_code_from_a_store(objects):
     )
     assert done.returncode == 0, done.stderr[-1000:]
     assert "acts" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        ("tokens.parquet", {"rows": 1 << 40}),
+        ("tokens.parquet", {"rows": 1}),
+        ("documents.parquet", {"rows": 1 << 40}),
+        ("sequences.parquet", {"size": 1 << 40}),
+    ],
+)
+def test_a_commit_that_claims_more_than_its_part_has_is_refused(objects, path, change):
+    key = "groups/tokens/commits/00000000.0.json"
+    record = json.loads(objects[key])
+    (entry,) = (entry for entry in record["objects"] if entry["path"] == path)
+    entry.update(change)
+    with pytest.raises(CorruptError, match=f"record-invalid.*{path}.*claims"):
+        open_in(holding(objects, {key: resigned(record)})).view.stored_commit("tokens", 0)
+
+
+def test_a_segment_that_names_no_group_makes_a_pin_that_does_not_fit(objects):
+    made = open_in(holding(objects, {}))
+    entries = {"group": ["../x"], "part": np.zeros(1, np.int32), "n": np.zeros(1, np.int32)}
+    segment = tables.write_parquet({**entries, "commit": ["0" * 64]})
+    pin = pin_id([("../x", 0, 0, "0" * 64)])
+    body = {"pin": pin, "entries": [], "segments": [sha256(segment)]}
+    data, _ = make_record("pin", made.id, body)
+    changes = {f"pins/{pin}.json": data, f"segments/{sha256(segment)}.parquet": segment}
+    with pytest.raises(CorruptError, match="record-damaged"):
+        open_in(holding(objects, changes), pin)
+
+
+def test_a_tombstone_with_nulls_is_refused(objects):
+    key = min(key for key in objects if key.startswith("tombstones/"))
+    data = tables.decode(objects[key])
+    nulls = pa.array([None] * len(data), pa.int64())
+    changed = tables.encode(data.set_column(0, pa.field("doc_id", pa.int64()), nulls))
+    storage = holding(objects, {tombstone_key(sha256(changed)): changed})
+    with pytest.raises(CorruptError, match="tombstone-damaged"):
+        load_tombstone(storage, sha256(changed))

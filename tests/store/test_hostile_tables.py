@@ -1,7 +1,6 @@
 """Tables in somebody else's store: bombs, other columns, rows of elsewhere; all hashes right."""
 
 import io
-import json
 import subprocess
 import sys
 import textwrap
@@ -12,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import store
-from store import CorruptError, StoreError, layout, parquet_bounds, tables
-from store.opening import open_in
+from store import CorruptError, StoreError, parquet_bounds, tables
 from store.parquet_bounds import check_file
 from store.testing.faults import harvest
-from store.testing.hostile import full_store, resigned
+from store.testing.hostile import exchange, full_store
+from store.testing.small import fill, tokens_store
 
 
 def written(data, **options):
@@ -180,22 +179,17 @@ TABLES = {
 }
 
 
+def table_of(made, group, path):
+    """Return a table of the first part as it is stored."""
+    return tables.decode(made.view.storage.get(made.view.stored_commit(group, 0).prefix + path))
+
+
 @pytest.mark.parametrize("path", ["tokens.parquet", "scalars.parquet", "codes.parquet"])
 @pytest.mark.parametrize("change", TABLES.values(), ids=TABLES)
 def test_a_table_of_another_form_with_all_hashes_right_is_refused(memory_url, path, change):
     made = full_store(memory_url())
-    storage = made.view.storage
     group = {"scalars.parquet": "labels", "codes.parquet": "codes"}.get(path, "tokens")
-    commit = made.view.stored_commit(group, 0)
-    key = commit.prefix + path
-    changed = tables.encode(change(tables.decode(storage.get(key))))
-    storage._objects[key] = changed
-    where = layout.commit_key(group, 0, commit.n)
-    record = json.loads(storage.get(where))
-    (entry,) = (entry for entry in record["objects"] if entry["path"] == path)
-    entry["size"], entry["crc32c"] = len(changed), f"{store.checksum.crc32c(changed):08x}"
-    storage._objects[where] = resigned(record)
-    opened = open_in(storage)
+    opened = exchange(made, group, path, tables.encode(change(table_of(made, group, path))))
     with pytest.raises(StoreError) as caught:
         opened.view.objects.stored_table(opened.view.group(group) and _commit(opened, group), path)
     assert caught.value.kind in {"table-invalid", "table-damaged", "rows-differ"}
@@ -204,17 +198,8 @@ def test_a_table_of_another_form_with_all_hashes_right_is_refused(memory_url, pa
 @pytest.mark.parametrize("group", ["labels", "sample"])
 def test_a_table_shorter_than_its_part_is_refused_though_its_commit_says_so_too(memory_url, group):
     made = full_store(memory_url())
-    storage, commit = made.view.storage, made.view.stored_commit(group, 0)
-    key = commit.prefix + "scalars.parquet"
-    data = tables.decode(storage.get(key)).slice(1)
-    changed = tables.encode(data)
-    storage._objects[key] = changed
-    where = layout.commit_key(group, 0, commit.n)
-    record = json.loads(storage.get(where))
-    (entry,) = (entry for entry in record["objects"] if entry["path"] == "scalars.parquet")
-    entry.update(size=len(changed), crc32c=f"{store.checksum.crc32c(changed):08x}", rows=len(data))
-    storage._objects[where] = resigned(record)
-    opened = open_in(storage)
+    data = table_of(made, group, "scalars.parquet").slice(1)
+    opened = exchange(made, group, "scalars.parquet", tables.encode(data), rows=len(data))
     columns = opened.groups[group].columns.values()
     name = next(column.name for column in columns if column.kind == "scalar")
     site = f"{group}:{name}"
@@ -227,6 +212,37 @@ def test_a_table_shorter_than_its_part_is_refused_though_its_commit_says_so_too(
         with pytest.raises(CorruptError, match="rows that may be read"):
             read()
     assert not store.verify(opened).ok
+
+
+SEQUENCES = {
+    "fewer": lambda data: data.slice(1),
+    "of-nothing": lambda data: data.set_column(
+        data.schema.get_field_index("rows"), "rows", pa.array(np.zeros(len(data), np.int32))
+    ),
+    "named-otherwise": lambda data: data.set_column(
+        data.schema.get_field_index("seq_id"), "seq_id", pa.array(np.arange(len(data)) + 7)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", SEQUENCES.values(), ids=SEQUENCES)
+def test_sequences_that_do_not_hold_the_tokens_are_found_by_verify(memory_url, change):
+    made = full_store(memory_url())
+    data = change(table_of(made, "tokens", "sequences.parquet"))
+    path = "sequences.parquet"
+    opened = exchange(made, "tokens", path, tables.encode(data), rows=len(data))
+    kinds = {problem["kind"] for problem in store.verify(opened).problems}
+    assert kinds & {"rows-differ", "table-invalid", "record-invalid"}
+
+
+def test_a_group_of_fewer_rows_than_the_tokens_is_found_by_verify(memory_url):
+    made = fill(tokens_store(memory_url()), "acts", {"y": "int32"})
+    rows = made.view.commit("acts", 0).rows - 1
+    data = table_of(made, "acts", "scalars.parquet").slice(0, rows)
+    says = {"rows": rows, "commit": {"rows": rows}}
+    opened = exchange(made, "acts", "scalars.parquet", tables.encode(data), **says)
+    problems = store.verify(opened).problems
+    assert {problem["kind"] for problem in problems} == {"rows-differ"}, problems
 
 
 def _commit(opened, group):

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 import store
-from store import ConflictError, InvalidInputError, NotFoundError, StoreError
+from store import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    StoreError,
+    UnavailableError,
+)
 from store.groups import seal
 from store.layout import commit_key, dropped_key, retired_key
 from store.maintenance import GRACE_SECONDS, MOST_SKEW_SECONDS, collect, doctor, drop, retire
@@ -251,6 +257,11 @@ def overwriting(inner):
     return create
 
 
+def refusing(key, ranges):
+    """Read nothing, and say why."""
+    raise UnavailableError("it is too busy", kind="storage-busy", path=key)
+
+
 def early(inner):
     """Return a ``stream`` whose object is seen while it is written."""
 
@@ -274,6 +285,7 @@ ILLS = {
     "another-size": ("written in pieces", "size", lambda inner: lambda key: inner.size(key) + 1),
     "half-seen": ("written in pieces", "stream", early),
     "not-deleted": ("deleted is gone", "delete", lambda inner: lambda keys: None),
+    "refused": ("read by ranges", "read_into", lambda inner: refusing),
     "clock": ("clock", "modified", lambda inner: lambda key: inner.modified(key) - 4000),
 }
 

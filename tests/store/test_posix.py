@@ -60,6 +60,14 @@ def test_a_file_where_a_folder_is_needed_is_said(tmp_path):
     assert storage.get("a") == b"1"
 
 
+def test_ranges_of_nothing_are_read_as_such(tmp_path):
+    storage = PosixStorage(tmp_path)
+    storage.put("a", b"0123456789")
+    one, other = bytearray(2), bytearray(3)
+    storage.read_into("a", [(0, bytearray()), (1, one), (3, bytearray()), (3, other), (9, b"")])
+    assert (one, other) == (b"12", b"345")
+
+
 @pytest.mark.parametrize("name", ["begin_read", "begin_sync"])
 def test_hints_are_left_out_where_the_system_takes_none(tmp_path, monkeypatch, name):
     monkeypatch.delattr(os, "posix_fadvise", raising=False)

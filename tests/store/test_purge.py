@@ -14,7 +14,7 @@ from store.compact import compact
 from store.index_records import index_keys, load_index
 from store.layout import commit_key
 from store.maintenance import drop, retire
-from store.purge import add_tombstone, purge
+from store.purge import _purged, add_tombstone, purge
 from store.records import make_record, sha256
 from store.testing.faults import overwrite, plant
 from store.testing.removed import (
@@ -62,6 +62,15 @@ def test_removed_documents_are_in_nothing_that_is_read_and_purged_they_are_in_no
     assert (report.problems, report.orphans) == ([], [])
     check_holds_nothing_of(after, gone)
     assert purge(after, "again") == []
+
+
+def test_a_part_that_holds_all_it_ever_held_is_left_as_it_is(memory_url):
+    """As a purge finds it that comes second."""
+    made = fill(tokens_store(memory_url()), "acts", {"h": "float32[16]"})
+    before = set(made.view.storage.keys(""))
+    done = _purged(made, 0, "asked to")
+    assert (done.rows, list(done.groups)) == (0, [])
+    assert set(made.view.storage.keys("")) == before
 
 
 def _undisturbed(objects):

@@ -179,6 +179,12 @@ CALLS = {
     "row-behind-part": (lambda s: s.gather("f", [1000]), "row-missing"),
     "row-negative": (lambda s: s.gather("f", [-1]), "row-missing"),
     "row-far": (lambda s: s.gather("f", [10**12]), "row-missing"),
+    "row-in-parts-far-apart": (lambda s: s.gather("f", [0, 10**8 * 1024 - 1]), "row-missing"),
+    "row-behind-sample": (lambda s: s.gather("sample:h", [10**6]), "row-missing"),
+    "row-out-of-another-form": (
+        lambda s: s.read("f", out=np.empty((1045, 4, 5), np.float64)),
+        "bad-out",
+    ),
     "row-float": (lambda s: s.gather("f", [1.5]), "bad-rows"),
     "sequence": (lambda s: s.sequences("f", [1]), "seq-missing"),
     "sequence-far": (lambda s: s.sequences("f", [10**9]), "part-missing"),

@@ -1,4 +1,5 @@
 import datetime
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import store
 from store import CorruptError, InvalidInputError, NotFoundError, tables
 from store.maintenance import retire
+from store.parquet_bounds import check_file
 from store.testing.faults import flip
 
 
@@ -94,6 +96,41 @@ def test_conditions_that_make_no_sense_are_refused(condition):
     with pytest.raises(InvalidInputError, match="Nothing was read") as caught:
         tables.select(TABLE, [condition])
     assert caught.value.kind == "bad-where"
+
+
+def texts(distinct, rows, length):
+    """Return a file whose texts come from a dictionary."""
+    some = pa.array([f"{n:0{length}d}" for n in range(distinct)])
+    data = pa.DictionaryArray.from_arrays(
+        pa.array(np.arange(rows, dtype=np.int32) % distinct), some
+    )
+    sink = io.BytesIO()
+    options = {"dictionary_pagesize_limit": 1 << 30, "compression": "zstd", "store_schema": False}
+    pq.write_table(pa.table({"text": data}), sink, **options)
+    return sink.getvalue()
+
+
+def test_texts_that_come_often_are_counted_where_their_dictionary_alone_does_not_say():
+    sound = texts(200, 4000, 10_000)  # the dictionary as often as there are rows would be 8 GB
+    assert check_file(sound, 4000) == [(0, "text")]
+    assert len(tables.decode(sound)) == 4000
+    with pytest.raises(CorruptError, match=r"text of row group 0 would take 2400000000 bytes"):
+        tables.decode(texts(2, 4000, 600_000))
+
+
+def test_lists_of_texts_are_no_column_of_text():
+    """Whoever has them read has to say of which form; nobody has."""
+    data = pa.table({"text": [["x" * 10_000] * 3] * 80_000})
+    sink = io.BytesIO()
+    pq.write_table(data, sink, compression="zstd")
+    with pytest.raises(CorruptError, match="no column of text|would take"):
+        tables.check_bytes(sink.getvalue(), "here", 80_000)
+
+
+def test_a_file_without_rows_is_read_as_such():
+    file = tables.TableFile(tables.encode(tables.CODES.empty_table()), "here")
+    assert file.read(0, 0).equals(tables.CODES.empty_table())
+    assert (file.rows, file.decoded) == (0, 0)
 
 
 def test_schemas_of_scalars_are_what_is_written():

@@ -12,7 +12,7 @@ from store import StoreError
 from store.layout import ShardLayout
 from store.storage import Storage
 from store.testing.faults import flip, overwrite, plant
-from store.testing.small import values_of
+from store.testing.small import fill, tokens_store, values_of
 from store.urls import open_storage
 
 SHARD = ShardLayout(row_bytes=32, rows=440, stride_rows=1024)  # acts:h of part 0
@@ -298,6 +298,18 @@ def test_a_sound_store_is_verified_whole(small_url, small_objects):
     assert progress[-1][1] <= report.checked_bytes
     assert sorted({name for name, _ in progress}) == sorted(opened.groups)
     assert store.verify(opened, groups=["acts"]).digest == opened.digest(["acts"])
+
+
+def test_an_asset_that_a_recipe_names_and_nobody_has_is_named(url):
+    made = tokens_store(url)
+    asset = made.put_asset({"dictionary.json": b"{}"})
+    made = fill(made, "codes", {"y": "int32"}, dictionary=asset)
+    assert store.verify(made).ok
+    for key in list(made.view.storage.keys(f"assets/{asset}")):
+        overwrite(made.view.storage, key, None)
+    (problem,) = store.verify(made).problems
+    assert problem["kind"] == "asset-missing"
+    assert asset in problem["message"]
 
 
 @pytest.mark.parametrize("what", ["pins/", "assets/"])

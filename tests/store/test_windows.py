@@ -1,3 +1,4 @@
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +12,7 @@ from store.purge import add_tombstone, purge
 from store.testing.faults import plant
 from store.testing.small import fill, tokens_store, values_of
 from store.testing.strategies import conditions
-from store.windows import default_window_rows
+from store.windows import default_window_rows, free_memory_bytes
 
 MET = {
     "==": lambda a, b: a == b,
@@ -24,6 +25,24 @@ MET = {
     "has": lambda a, b: a & b == b,
     "lacks": lambda a, b: a & b == 0,
 }
+
+
+def test_without_linux_a_quarter_of_the_memory_counts(monkeypatch):
+    def missing(*_, **__):
+        raise OSError
+
+    every = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < free_memory_bytes() <= every
+    monkeypatch.setattr("store.windows.open", missing, raising=False)
+    assert free_memory_bytes() == every // 4
+
+
+def test_columns_that_share_no_part_make_no_windows(memory_url):
+    made = fill(tokens_store(memory_url()), "acts", {"y": "int32"})
+    made.writer("more", columns={"z": "int32"}, recipe={}).close()
+    with pytest.raises(InvalidInputError, match="no part holds all of acts:y, more:z") as caught:
+        made.refresh().windows(["acts:y", "more:z"], seed=0)
+    assert caught.value.kind == "no-rows"
 
 
 @pytest.fixture(scope="module")

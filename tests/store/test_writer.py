@@ -84,6 +84,13 @@ def test_raw_bits_survive_with_all_their_nans(tokens, numbers, spec):
     assert np.array_equal(widened, bits.astype(np.uint32) << 16)
 
 
+def test_bits_of_another_width_are_refused(tokens, numbers):
+    writer = tokens.writer(f"w{next(numbers)}", columns={"x": "bfloat16[4]"}, recipe={})
+    with pytest.raises(InvalidInputError, match=r"raw=True takes uint16 bits") as caught:
+        writer.put(tokens.row_ids(), {"x": np.zeros((ROWS, 4), np.float32)}, raw=True)
+    assert caught.value.kind == "dtype-mismatch"
+
+
 PUTS = {
     "missing-column": ({"h": ...}, "missing-column"),
     "unknown-column": ({"h": ..., "y": ..., "z": 0}, "unknown-column"),
