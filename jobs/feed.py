@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jobs.errors import JobError
 from store import Store, Windows, tables
+from store.buffers import Pool
 from store.layout import CHUNK_ROWS
 from store.records import canonical, sha256
 from store.schema import Column, Group
@@ -110,6 +111,7 @@ class StoreFeed:
                 kind="bad-number",
             )
         self._spec = spec
+        self._pool = Pool()
         self.width = math.prod(spec.shape)
         if self.window_rows is None:
             held = np.array([commit.rows for commit in self.store.view.commits("tokens")])
@@ -131,6 +133,7 @@ class StoreFeed:
             where=self.where,
             start=start,
             raw=True,
+            pool=self._pool,
         )
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:

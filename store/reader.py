@@ -9,6 +9,7 @@ import numpy as np
 
 from store import layout, tables
 from store.assets import get_asset, put_asset
+from store.buffers import Pool
 from store.coverage import Coverage
 from store.digest import digest
 from store.groups import seal
@@ -148,6 +149,7 @@ class Store:
         rank: int = 0,
         world: int = 1,
         raw: bool = False,
+        pool: Pool | None = None,
     ) -> Windows:
         """Return one epoch of shuffled windows over the parts all columns share.
 
@@ -165,6 +167,8 @@ class Store:
             Position to begin at.
         rank, world
             Rank ``r`` gets the positions ≡ r modulo world.
+        pool
+            Memory of windows that nobody holds any more, for several epochs; default: one of this epoch's own.
         """
         resolved = [(name, *self.view.resolve(name)) for name in columns]
         groups = {
@@ -184,6 +188,7 @@ class Store:
             world=world,
             raw=raw,
             pin=self.pin_id(sorted(groups)),
+            pool=Pool() if pool is None else pool,
         )
 
     def partial(self, column: str, part: int) -> dict[str, Array]:

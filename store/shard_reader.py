@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -130,11 +130,14 @@ class ShardReader:
 
     def read_chunks(self, chunks: Sequence[int], out: Sequence[Array]) -> None:
         """Fill ``out[i]`` (``[256, *shape]``, C-contiguous, stored dtype) with chunk ``chunks[i]``."""
-        for target, (chunk, coded) in zip(out, self._fetched(chunks), strict=True):
-            if self._codec.plain:
-                target[:] = self._values(chunk, coded)
-            else:
-                self._decode(chunk, coded, target)
+        targets = iter(out)
+        for first, block in self._fetched(chunks):
+            for at, coded in enumerate(block):
+                target = next(targets)
+                if self._codec.plain:
+                    target[:] = coded.view(self._column.stored).reshape(target.shape)
+                else:
+                    self._decode(first + at, coded, target)
 
     def blanked(self, chunk: int, slots: Array) -> Any:
         """Return a chunk as it is coded, verified, with zeros for the rows in some of its slots.
@@ -154,15 +157,17 @@ class ShardReader:
 
     def read(self, start: int, stop: int, out: Array) -> None:
         """Fill ``out`` (C-contiguous; stored dtype, or float32 of bfloat16) with rows ``start:stop``."""
-        chunks = range(start // CHUNK_ROWS, -(-stop // CHUNK_ROWS))
-        lows = [max(start, chunk * CHUNK_ROWS) for chunk in chunks]
-        places = [
-            out[low - start : min(stop, (chunk + 1) * CHUNK_ROWS) - start]
-            for low, chunk in zip(lows, chunks, strict=True)
-        ]
-        for (chunk, coded), place, low in zip(self._fetched(chunks), places, lows, strict=True):
-            at = low - chunk * CHUNK_ROWS
-            self._widen(self._values(chunk, coded)[at : at + len(place)], place)
+        for first, block in self._fetched(range(start // CHUNK_ROWS, -(-stop // CHUNK_ROWS))):
+            values = self._values(first, block)
+            base = first * CHUNK_ROWS
+            if start <= base and base + len(values) * CHUNK_ROWS <= stop:
+                at = base - start
+                self._widen(values, out[at : at + len(values) * CHUNK_ROWS].reshape(values.shape))
+                continue
+            for rows, low in zip(values, range(base, stop, CHUNK_ROWS), strict=False):
+                mine = slice(max(start, low), min(stop, low + CHUNK_ROWS))
+                place = out[mine.start - start : mine.stop - start]
+                self._widen(rows[mine.start - low : mine.stop - low], place)
 
     def scatter(self, slots: Array, place: Array, out: Array) -> None:
         """Copy rows ``slots`` (in any order, repeats allowed) to ``out[place]``, each chunk read once.
@@ -209,38 +214,61 @@ class ShardReader:
         """Copy rows of (chunk, first, last, whether the slots follow one another) of the ascending slots."""
         items = _items(out)
         chunks, firsts, lasts, runs = (piece.tolist() for piece in pieces)
-        for (chunk, coded), low, high, run in zip(
-            self._fetched(chunks), firsts, lasts, runs, strict=True
-        ):
-            rows = self._rows(chunk, coded, out.dtype)
-            if run:
-                first = int(slots[low]) - chunk * CHUNK_ROWS
-                items[place[low:high]] = rows[first : first + high - low]
-            else:
-                items[place[low:high]] = rows[slots[low:high] - chunk * CHUNK_ROWS]
+        at = 0
+        for number, block in self._fetched(chunks):
+            for rows in self._rows(number, block, out.dtype):
+                low, high, base = firsts[at], lasts[at], chunks[at] * CHUNK_ROWS
+                if runs[at]:
+                    first = int(slots[low]) - base
+                    items[place[low:high]] = rows[first : first + high - low]
+                else:
+                    items[place[low:high]] = rows[slots[low:high] - base]
+                at += 1
 
     def _fetched(self, chunks: Sequence[int]) -> Iterator[tuple[int, Array]]:
-        """Yield each chunk's number and its coded bytes, checked, which hold until the next is asked for."""
+        """Yield some chunks as coded, ``uint8[C, B]``, checked, and the first one's number.
+
+        They are neighbours in the shard, more than one only where all are of one size; they hold until the next are
+        asked for.
+        """
         if not chunks:
             return
         step = max(1, self._storage.call_bytes // self._layout.coded_bytes)
         where = self._index[list(chunks)].tolist()
-        with self._there(), self._storage.reading(self._key, where) as read_into:
-            for low in range(0, len(chunks), step):
-                some = where[low : low + step]
-                held = self._scratch.take("coded", sum(size for _, size in some))
-                ends = list(itertools.accumulate(size for _, size in some))
-                pieces = [held[end - size : end] for end, (_, size) in zip(ends, some, strict=True)]
-                read_into([(at, piece) for (at, _), piece in zip(some, pieces, strict=True)])
-                for chunk, piece in zip(chunks[low : low + step], pieces, strict=True):
-                    self._check(chunk, piece[:-4], piece[-4:])
-                    yield chunk, piece[:-4]
+        calls = [_spans(where[low : low + step]) for low in range(0, len(chunks), step)]
+        soon = [(span.offset, span.size) for spans in calls for span in spans]
+        at = 0
+        with self._there(), self._storage.reading(self._key, soon) as read_into:
+            for spans in calls:
+                ends = list(itertools.accumulate(span.size for span in spans))
+                held = self._scratch.take("coded", max(ends[-1], self._storage.call_bytes))
+                places = [
+                    held[end - span.size : end] for span, end in zip(spans, ends, strict=True)
+                ]
+                read_into([(span.offset, place) for span, place in zip(spans, places, strict=True)])
+                for span, place in zip(spans, places, strict=True):
+                    for block in self._blocks(span, place):
+                        some = chunks[at : at + len(block)]
+                        for chunk, coded in zip(some, block, strict=True):
+                            if not self._verified[chunk]:
+                                self._check(chunk, coded)
+                        yield some[0], block[:, :-4]
+                        at += len(some)
 
-    def _check(self, chunk: int, coded: Array, tail: Array) -> None:
-        if not self._verified[chunk]:
-            if crc32c(coded) != int.from_bytes(tail.tobytes(), "little"):
-                raise self._damage("chunk-damaged", "does not fit its crc32c", chunk)
-            self._verified[chunk] = True
+    def _blocks(self, span: _Span, held: Array) -> Iterator[Array]:
+        """Yield the coded chunks of a span, each with its crc32c: all at once, or one by one where sizes differ."""
+        if self._fixed_size:
+            shape = len(span.chunks), self._layout.coded_bytes
+            yield np.ndarray(shape, np.uint8, held, 0, (self._layout.spacing, 1))
+        else:
+            for offset, size in span.chunks:
+                at = offset - span.offset
+                yield held[None, at : at + size]
+
+    def _check(self, chunk: int, coded: Array) -> None:
+        if crc32c(coded[:-4]) != int.from_bytes(coded[-4:].tobytes(), "little"):
+            raise self._damage("chunk-damaged", "does not fit its crc32c", chunk)
+        self._verified[chunk] = True
 
     def _decode(self, chunk: int, coded: Array, out: Array) -> None:
         try:
@@ -249,20 +277,22 @@ class ShardReader:
             what = f"is not coded as {self._column.codec!r}: {error}"
             raise self._damage("chunk-damaged", what, chunk) from error
 
-    def _values(self, chunk: int, coded: Array) -> Array:
-        """Return the chunk's stored values, which hold until the next chunk is asked for."""
-        shape = (CHUNK_ROWS, *self._column.shape)
+    def _values(self, first: int, block: Array) -> Array:
+        """Return the stored values of coded chunks, ``[C, 256, *shape]``, which hold until the next are asked for."""
+        shape = (len(block), CHUNK_ROWS, *self._column.shape)
         if self._codec.plain:
-            return coded.view(self._column.stored).reshape(shape)
+            return block.view(self._column.stored).reshape(shape)
         rows = self._scratch.array("rows", shape, self._column.stored)
-        self._decode(chunk, coded, rows)
+        for at, coded in enumerate(block):
+            self._decode(first + at, coded, rows[at])
         return rows
 
-    def _rows(self, chunk: int, coded: Array, dtype: np.dtype[Any]) -> Array:
-        """Return the chunk's rows as single items of a dtype, which hold until the next chunk is asked for."""
+    def _rows(self, first: int, block: Array, dtype: np.dtype[Any]) -> Array:
+        """Return the rows of coded chunks as single items of a dtype, ``[C, 256]``, which hold until the next are asked for."""
         if self._codec.plain and dtype == self._column.stored:
-            return coded.view(self._item)
-        return _items(self._as_returned(self._values(chunk, coded), dtype))
+            return block.view(self._item)
+        rows = self._as_returned(self._values(first, block), dtype)
+        return _items(rows.reshape(-1, *self._column.shape)).reshape(len(block), CHUNK_ROWS)
 
     def _as_returned(self, values: Array, dtype: np.dtype[Any]) -> Array:
         """Return stored values in the dtype callers want, which hold until the next are asked for."""
@@ -343,6 +373,25 @@ def _items(rows: Array) -> Array:
     """Return C-contiguous rows as single items: NumPy moves them faster than as rows of many numbers."""
     row_bytes = math.prod(rows.shape[1:]) * rows.itemsize
     return rows.reshape(-1).view(np.dtype((np.void, row_bytes)))
+
+
+class _Span(NamedTuple):
+    """What is read at once: where, and (offset, size) of each chunk in it."""
+
+    offset: int
+    size: int
+    chunks: Sequence[Sequence[int]]
+
+
+def _spans(where: Sequence[Sequence[int]]) -> list[_Span]:
+    """Return some chunks' (offset, size) as spans: neighbours are one, with the padding between them."""
+    low, spans = 0, list[_Span]()
+    for at, (offset, _) in enumerate(where):
+        if at + 1 == len(where) or not 0 <= where[at + 1][0] - sum(where[at]) < ALIGN:
+            first = where[low][0]
+            spans.append(_Span(first, offset + where[at][1] - first, where[low : at + 1]))
+            low = at + 1
+    return spans
 
 
 def _slot_owner(slot: bytes, wanted: bytes) -> str:

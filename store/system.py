@@ -37,7 +37,7 @@ class Entry(Protocol):
 class System:
     """The operating system this process runs on; has no state and can be pickled."""
 
-    def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
+    def open(self, path: Path | str, flags: int, mode: int = 0o777) -> int:
         """See open(2)."""
         return os.open(path, flags, mode)
 

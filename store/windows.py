@@ -111,6 +111,7 @@ class Windows:
     world: int
     raw: bool
     pin: str
+    pool: Pool
     order: Order = field(init=False)
 
     def __post_init__(self) -> None:
@@ -240,14 +241,14 @@ class Windows:
 
     def __iter__(self) -> Iterator[Window]:
         """Yield the windows; memory of those that nobody holds any more is used again for later ones."""
-        pool, position = Pool(), 0
+        position = 0
         for number in range(self.order.windows):
             if position < self.start and position + self._size(number) <= self.start:
                 position += self._size(number)
                 continue
             part, local = self._survivors(number)
             if len(part):
-                yield self._read(number, position, part, local, pool)
+                yield self._read(number, position, part, local)
             position += len(part)
 
     def _size(self, number: int) -> int:
@@ -256,7 +257,7 @@ class Windows:
         part, chunk = self.order.window(number)
         return int(np.minimum(CHUNK_ROWS, self.order.rows[part] - chunk * CHUNK_ROWS).sum())
 
-    def _read(self, number: int, position: int, part: Array, local: Array, pool: Pool) -> Window:
+    def _read(self, number: int, position: int, part: Array, local: Array) -> Window:
         order = self.order.shuffle(number, len(part))
         first = max(self.start - position, 0)
         first += (self.rank - position - first) % self.world
@@ -267,7 +268,7 @@ class Windows:
         for low, high in _runs(part):
             row_ids[low:high] = self._ids(int(self.order.parts[part[low]]), local[low:high])
         columns = {
-            name: pool.take((len(chosen), *column.shape), returned_dtype(column, raw=self.raw))
+            name: self.pool.take((len(chosen), *column.shape), returned_dtype(column, raw=self.raw))
             for name, _, column in self.columns
         }
         for name, group, column in self.columns:

@@ -236,9 +236,10 @@ class Process(System):
 
     # -- the calls -------------------------------------------------------------------------------------
 
-    def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
+    def open(self, path: Path | str, flags: int, mode: int = 0o777) -> int:
         """See ``System``."""
         del mode
+        path = Path(path)
         if flags & os.O_CREAT:
             assert flags & os.O_EXCL
             node: Node = File(links=1)

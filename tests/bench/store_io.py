@@ -37,6 +37,7 @@ import numpy as np
 import store
 from jobs.values import DECIMAL, count
 from store import TokenSequence
+from store.buffers import Pool
 from store.layout import CHUNK_ROWS, ShardLayout, shard_path
 from store.order import Order
 from store.summary import bfloat16_bits, float32_of_bits
@@ -99,6 +100,7 @@ class Bench:
         self.rng = np.random.default_rng(1)
         self.ids = self.made.row_ids()
         self.plan = self.planned()
+        self.pool = Pool()
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -231,7 +233,8 @@ class Bench:
     def windows(self, made: store.Store, *, floats: bool = False) -> int:
         """Take every window of an epoch."""
         rows = 0
-        for window in made.windows([SITE], seed=0, window_rows=self.window_rows, raw=not floats):
+        some = {"seed": 0, "window_rows": self.window_rows, "raw": not floats, "pool": self.pool}
+        for window in made.windows([SITE], **some):
             rows += len(window.columns[SITE])
             del window  # its memory is used for the next, as the plain loop's
         return rows

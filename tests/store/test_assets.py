@@ -70,7 +70,9 @@ def test_an_asset_half_written_is_absent_and_completed_by_writing_it_again(url):
     assert made.asset(asset) == FILES
 
 
-@pytest.mark.parametrize("entry", [7, [], ["1", "x"], [1, 2], [True, "x"], [-1, "x"], [1 << 40, "x"]])
+@pytest.mark.parametrize(
+    "entry", [7, [], ["1", "x"], [1, 2], [True, "x"], [-1, "x"], [1 << 40, "x"]]
+)
 def test_a_manifest_that_lists_what_cannot_be_is_damage(url, entry):
     made = store.create(url)
     data, asset = make_record("asset", ANY_STORE, {"files": {"a": entry}})

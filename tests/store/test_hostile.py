@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -334,7 +333,7 @@ def test_a_swapped_library_cannot_run_code_from_a_store(objects):
     ],
 )
 def test_a_commit_that_claims_more_than_its_part_has_is_refused(objects, path, change):
-    key = "groups/tokens/commits/00000000.0.json"
+    key = layout.commit_key("tokens", 0)
     record = json.loads(objects[key])
     (entry,) = (entry for entry in record["objects"] if entry["path"] == path)
     entry.update(change)
@@ -344,8 +343,8 @@ def test_a_commit_that_claims_more_than_its_part_has_is_refused(objects, path, c
 
 def test_a_segment_that_names_no_group_makes_a_pin_that_does_not_fit(objects):
     made = open_in(holding(objects, {}))
-    entries = {"group": ["../x"], "part": np.zeros(1, np.int32), "n": np.zeros(1, np.int32)}
-    segment = tables.write_parquet({**entries, "commit": ["0" * 64]})
+    entry = {"group": ["../x"], "part": [0], "n": [0], "commit": ["0" * 64]}
+    segment = tables.encode(pa.table(entry, schema=tables.SEGMENT))
     pin = pin_id([("../x", 0, 0, "0" * 64)])
     body = {"pin": pin, "entries": [], "segments": [sha256(segment)]}
     data, _ = make_record("pin", made.id, body)

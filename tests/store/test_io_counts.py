@@ -8,7 +8,7 @@ import pytest
 import store
 from store.buffers import Pool
 from store.errors import CorruptError, InvalidInputError
-from store.layout import shard_path
+from store.layout import SLOT_BYTES, ShardLayout, shard_path
 from store.opening import open_in
 from store.posix import PosixStorage
 from store.system import System
@@ -17,7 +17,14 @@ from store.testing.small import fill, tokens_store, values_of
 
 SITE, WIDTH = "acts:h", 64
 PART_CHUNKS, PARTS = 4, 3
-CHUNK_BYTES = 256 * WIDTH * 2
+LAYOUT = ShardLayout(row_bytes=2 * WIDTH, rows=PART_CHUNKS * 256, stride_rows=PART_CHUNKS * 256)
+
+
+def owner(buffer):
+    """Return where the memory begins that a buffer is a piece of."""
+    while buffer.base is not None:
+        buffer = buffer.base.obj if isinstance(buffer.base, memoryview) else buffer.base
+    return buffer.ctypes.data
 
 
 class Counting(System):
@@ -38,7 +45,7 @@ class Counting(System):
     def preadv(self, fd, buffers, offset):
         """See ``System``."""
         if fd in self.shards:
-            self.reads.append([np.frombuffer(buffer, np.uint8) for buffer in buffers])
+            self.reads.append((offset, [np.frombuffer(buffer, np.uint8) for buffer in buffers]))
         return super().preadv(fd, buffers, offset)
 
     def clear(self):
@@ -47,9 +54,21 @@ class Counting(System):
         self.reads.clear()
 
     @property
-    def read_bytes(self):
-        """How many bytes were asked for."""
-        return sum(len(buffer) for buffers in self.reads for buffer in buffers)
+    def chunks(self):
+        """How many chunks were asked for, those that came twice counted twice; nothing but whole ones was."""
+        found = 0
+        for offset, buffers in self.reads:
+            size = sum(map(len, buffers))
+            whole, rest = divmod(size - LAYOUT.coded_bytes, LAYOUT.spacing)
+            assert rest == 0
+            assert (offset - SLOT_BYTES) % LAYOUT.spacing == 0
+            found += whole + 1
+        return found
+
+    @property
+    def buffers(self):
+        """How many places were read into."""
+        return len({owner(buffer) for _, buffers in self.reads for buffer in buffers})
 
 
 @pytest.fixture
@@ -72,10 +91,9 @@ def test_whole_chunks_are_read_once_by_way_of_one_buffer(counted):
     opened, system = counted
     out = np.empty((PARTS * PART_CHUNKS * 256, WIDTH), np.uint16)
     assert opened.read(SITE, raw=True, out=out) is out
-    assert len(system.reads) == PARTS * PART_CHUNKS
-    assert system.opens == PARTS
-    assert system.read_bytes == PARTS * PART_CHUNKS * (CHUNK_BYTES + 4)
-    assert len({buffers[0].ctypes.data for buffers in system.reads}) == 1
+    assert len(system.reads) == system.opens == PARTS  # those of a part lie one behind the other
+    assert system.chunks == PARTS * PART_CHUNKS
+    assert system.buffers == 1
     wanted = values_of(opened.row_ids(), opened.column(SITE))
     assert np.array_equal(out.astype(np.uint32) << 16, wanted.view(np.uint32))
 
@@ -89,9 +107,22 @@ def test_an_epoch_reads_every_chunk_once(counted, window_rows):
             w.row_ids for w in opened.windows([SITE], seed=0, epoch=epoch, window_rows=window_rows)
         ]
         assert len(np.unique(np.concatenate(rows))) == PARTS * PART_CHUNKS * 256
-        assert len(system.reads) == PARTS * PART_CHUNKS
-        assert system.read_bytes == PARTS * PART_CHUNKS * (CHUNK_BYTES + 4)
-        assert len({buffers[0].ctypes.data for buffers in system.reads}) == 1  # one buffer for all
+        assert system.chunks == PARTS * PART_CHUNKS
+        assert len(system.reads) <= PARTS * PART_CHUNKS
+        assert system.buffers == 1
+
+
+@pytest.mark.parametrize("call_bytes", [1, 2 * LAYOUT.coded_bytes, 1 << 20])
+def test_neighbours_are_read_at_once_as_far_as_the_cache_holds_them(
+    counted, monkeypatch, call_bytes
+):
+    opened, system = counted
+    monkeypatch.setattr(opened.view.storage, "call_bytes", call_bytes)
+    found = opened.read(SITE)
+    assert np.array_equal(found, values_of(opened.row_ids(), opened.column(SITE)))
+    at_once = max(1, min(PART_CHUNKS, call_bytes // LAYOUT.coded_bytes))
+    assert len(system.reads) == PARTS * PART_CHUNKS // at_once
+    assert system.chunks == PARTS * PART_CHUNKS
 
 
 def test_windows_nobody_holds_give_their_memory_to_the_next(counted):
@@ -102,6 +133,16 @@ def test_windows_nobody_holds_give_their_memory_to_the_next(counted):
         taken += 1
         del window
     assert (taken, len(addresses)) == (PARTS * PART_CHUNKS, 1)
+
+
+def test_epochs_may_share_their_memory(counted):
+    opened, _ = counted
+    pool, addresses = Pool(), set()
+    for epoch in range(3):
+        for window in opened.windows([SITE], seed=0, epoch=epoch, window_rows=1024, pool=pool):
+            addresses.add(window.columns[SITE].ctypes.data)
+            del window
+    assert len(addresses) == 1
 
 
 def test_a_window_somebody_holds_is_left_alone(counted):
@@ -136,7 +177,7 @@ def test_few_rows_of_checked_chunks_are_copied_from_the_mapped_file(counted):
     opened, system = counted
     ids = opened.row_ids()[5::37][::-1]
     first = opened.gather(SITE, ids)
-    assert len(system.reads) == PARTS * PART_CHUNKS  # whole chunks, for they are checked
+    assert system.chunks == PARTS * PART_CHUNKS  # whole ones, for they are checked
     system.clear()
     again = opened.gather(SITE, ids)
     assert not system.reads

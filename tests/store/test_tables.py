@@ -113,9 +113,9 @@ def texts(distinct, rows, length):
 def test_texts_that_come_often_are_counted_where_their_dictionary_alone_does_not_say():
     sound = texts(200, 4000, 10_000)  # the dictionary as often as there are rows would be 8 GB
     assert check_file(sound, 4000) == [(0, "text")]
-    assert len(tables.decode(sound)) == 4000
+    tables.check_bytes(sound, "here", 4000)
     with pytest.raises(CorruptError, match=r"text of row group 0 would take 2400000000 bytes"):
-        tables.decode(texts(2, 4000, 600_000))
+        tables.check_bytes(texts(2, 4000, 600_000), "here", 4000)
 
 
 def test_lists_of_texts_are_no_column_of_text():
@@ -123,7 +123,7 @@ def test_lists_of_texts_are_no_column_of_text():
     data = pa.table({"text": [["x" * 10_000] * 3] * 80_000})
     sink = io.BytesIO()
     pq.write_table(data, sink, compression="zstd")
-    with pytest.raises(CorruptError, match="no column of text|would take"):
+    with pytest.raises(CorruptError, match=r"no column of text|would take"):
         tables.check_bytes(sink.getvalue(), "here", 80_000)
 
 
