@@ -18,6 +18,7 @@ from torch import Tensor
 from jobs.errors import JobError
 from store import Store, Windows, tables
 from store.buffers import Pool
+from store.conditions import Condition, select
 from store.layout import CHUNK_ROWS
 from store.records import canonical, sha256
 from store.schema import Column, Group
@@ -26,7 +27,6 @@ from store.view import View
 from store.windows import default_window_rows, table_of, where_groups
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Condition = tuple[str, str, Any]
 BLOCK_ROWS = 4096
 
 
@@ -266,5 +266,5 @@ def survivors(view: View, part: int, where: Sequence[Condition]) -> Array:
         if part not in view.parts(group):
             return np.zeros_like(keep)
         data = view.table(view.commit(group, part), path)
-        keep &= tables.select(data, [(name.rpartition(":")[2], operator, value)])
+        keep &= select(data, [(name.rpartition(":")[2], operator, value)])
     return keep

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from store import tables
-from store.commits import Attempt, Commit
+from store.attempts import Attempt
+from store.commits import Commit
 from store.summary import Summary
 from store.values import Codes
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from store import layout, tables
-from store.commits import Attempt, Commit, create_retired, exists, latest_commit, load_commit
+from store.attempts import Attempt
+from store.commits import Commit, create_retired, exists, latest_commit, load_commit
 from store.errors import CorruptError, NotFoundError, StoreError, UnavailableError
 from store.index_care import forget
 from store.layout import CHUNK_ROWS

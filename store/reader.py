@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from store import layout, tables
+from store import layout
 from store.assets import get_asset, put_asset
 from store.buffers import Pool
+from store.conditions import Condition
 from store.coverage import Coverage
 from store.digest import digest
 from store.groups import seal
@@ -144,7 +145,7 @@ class Store:
         seed: int,
         epoch: int = 0,
         window_rows: int | None = None,
-        where: Sequence[tables.Condition] = (),
+        where: Sequence[Condition] = (),
         start: int = 0,
         rank: int = 0,
         world: int = 1,

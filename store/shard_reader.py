@@ -21,7 +21,7 @@ from store.codecs import CODECS
 from store.errors import CorruptError, NotFoundError, StoreError
 from store.layout import ALIGN, CHUNK_ROWS, MISSING, SLOT_BYTES, ShardLayout, shard_path
 from store.schema import Column
-from store.shards import MAGIC, Identity, identity_slot
+from store.shards import Identity, identity_slot, slot_owner
 from store.storage import Storage
 from store.summary import float32_of_bits
 
@@ -84,7 +84,7 @@ class ShardReader:
             raise self._damage("object-short", f"has {size} bytes, fewer than its slot and index")
         self._storage.read_into(self._key, [(0, slot), (size - len(tail), tail)])
         if bytes(slot) != identity_slot(self._who):
-            raise self._damage("foreign-shard", _slot_owner(bytes(slot), identity_slot(self._who)))
+            raise self._damage("foreign-shard", slot_owner(bytes(slot), identity_slot(self._who)))
         index = tail[:-4].view("<u8").reshape(-1, 2)
         if crc32c(tail[:-4]) != int.from_bytes(tail[-4:].tobytes(), "little"):
             raise self._damage("index-damaged", "has an index whose crc32c does not fit")
@@ -392,19 +392,3 @@ def _spans(where: Sequence[Sequence[int]]) -> list[_Span]:
             spans.append(_Span(first, offset + where[at][1] - first, where[low : at + 1]))
             low = at + 1
     return spans
-
-
-def _slot_owner(slot: bytes, wanted: bytes) -> str:
-    length = int.from_bytes(slot[8:12], "little")
-    text = slot[12 : 12 + length]
-    stored = int.from_bytes(slot[12 + length : 16 + length], "little")
-    if slot[:8] != MAGIC:
-        return (
-            "has no identity slot, so another program wrote it or its first bytes are damaged (to bring in what "
-            "other tools wrote, read it with them and put it through a writer)"
-        )
-    if length > SLOT_BYTES - 16 or crc32c(slot[: 12 + length]) != stored:
-        return "belongs to nobody: its identity slot is damaged"
-    if slot[: 16 + length] == wanted[: 16 + length]:
-        return "has bytes behind its identity where zeros should be"
-    return f"belongs to another shard: {text.decode(errors='replace')}"

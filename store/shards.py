@@ -145,3 +145,20 @@ class ShardWriter:
     def abandon(self) -> None:
         """Drop the shard."""
         self._stream.abandon()
+
+
+def slot_owner(slot: bytes, wanted: bytes) -> str:
+    """Return what an identity slot that is not the one wanted says, as a part of a sentence."""
+    length = int.from_bytes(slot[8:12], "little")
+    text = slot[12 : 12 + length]
+    stored = int.from_bytes(slot[12 + length : 16 + length], "little")
+    if slot[:8] != MAGIC:
+        return (
+            "has no identity slot, so another program wrote it or its first bytes are damaged (to bring in what "
+            "other tools wrote, read it with them and put it through a writer)"
+        )
+    if length > SLOT_BYTES - 16 or crc32c(slot[: 12 + length]) != stored:
+        return "belongs to nobody: its identity slot is damaged"
+    if slot[: 16 + length] == wanted[: 16 + length]:
+        return "has bytes behind its identity where zeros should be"
+    return f"belongs to another shard: {text.decode(errors='replace')}"

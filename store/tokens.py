@@ -15,7 +15,8 @@ from typing import Any, Self
 import numpy as np
 
 from store import layout, tables
-from store.commits import Attempt, Commit, load_commit
+from store.attempts import Attempt
+from store.commits import Commit, load_commit
 from store.errors import ConflictError, InvalidInputError
 from store.groups import declare_group, seal
 from store.records import canonical

@@ -11,6 +11,7 @@ import numpy as np
 
 from store import tables
 from store.buffers import Pool
+from store.conditions import Condition, select
 from store.errors import ConflictError, InvalidInputError
 from store.layout import CHUNK_ROWS
 from store.order import Order
@@ -78,7 +79,7 @@ def table_of(view: View, name: str) -> tuple[str, str]:
     return group.name, "tokens.parquet" if group.name == "tokens" else "scalars.parquet"
 
 
-def where_groups(view: View, where: Sequence[tables.Condition]) -> list[str]:
+def where_groups(view: View, where: Sequence[Condition]) -> list[str]:
     """Return the groups a filter reads, sorted; it is checked on the way."""
     for condition in where:
         if len(condition) != 3:
@@ -105,7 +106,7 @@ class Windows:
     seed: int
     epoch: int
     window_rows: int | None
-    where: Sequence[tables.Condition]
+    where: Sequence[Condition]
     start: int
     rank: int
     world: int
@@ -165,7 +166,7 @@ class Windows:
             for name, operator, value in self.where:
                 group, path = table_of(self.view, name)
                 data = self.view.table(self.view.commit(group, part), path)
-                keep &= tables.select(data, [(name.rpartition(":")[2], operator, value)])
+                keep &= select(data, [(name.rpartition(":")[2], operator, value)])
             for group in self._masked:
                 kept = self.view.kept(self.view.commit(group, part))
                 assert kept is not None

@@ -14,7 +14,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from store import layout
-from store.commits import Attempt, Commit
+from store.attempts import Attempt
+from store.commits import Commit
 from store.errors import ConflictError, InvalidInputError
 from store.groups import declare_group
 from store.open_part import OpenPart

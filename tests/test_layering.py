@@ -38,7 +38,7 @@ DOORS = {
     "ray": ("jobs.runtimes.ray",),
     "zarr": ("store.codecs", "jobs.export"),
     "numcodecs": ("store.codecs", "jobs.export"),
-    "pyarrow": ("store.tables", "ingest.sources"),
+    "pyarrow": ("store.tables", "store.conditions", "ingest.sources"),
     "polars": ("store.frames", "jobs.features"),
     "transformers": ("ingest.models", "ingest.sources"),
     "triton": ("jobs.kernels.impls",),
@@ -315,7 +315,7 @@ BAD = {
     ),
     "a door used elsewhere": (
         {"jobs/feed.py": "def f():\n    import pyarrow.parquet as pq"},
-        "the door to pyarrow is store.tables and ingest.sources",
+        "the door to pyarrow is store.tables and store.conditions and ingest.sources",
     ),
     "torch in store": (
         {"store/a.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"},

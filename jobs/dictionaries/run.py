@@ -18,12 +18,13 @@ from jobs.dictionaries.contract import OpsChooser, TrainConfig
 from jobs.dictionaries.evaluate import EvalPartial, EvalResult, finalize, massive_norm_of
 from jobs.dictionaries.train import train
 from jobs.errors import JobError, RefusedError
-from jobs.feed import Condition, StoreFeed, blocks, usual_rows
+from jobs.feed import StoreFeed, blocks, usual_rows
 from jobs.results import Result
 from jobs.run import map_merge
 from jobs.runtimes.in_process import InProcess
 from store import Store, StoreError
 from store import open as open_store
+from store.conditions import Condition
 from store.tokens import FLAG_SPECIAL
 from store.windows import free_memory_bytes
 

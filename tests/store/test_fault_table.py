@@ -10,7 +10,8 @@ import pytest
 
 import store
 from store import NotFoundError, StoreError, UnavailableError
-from store.commits import Attempt, exists
+from store.attempts import Attempt
+from store.commits import exists
 from store.maintenance import collect, retire
 from store.pins import load_pin
 from store.posix import PosixStorage

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from store import ConflictError, StoreError
-from store.commits import Attempt
+from store.attempts import Attempt
 from store.groups import declare_group
 from store.maintenance import collect, drop, retire
 from store.opening import create_in, open_in

@@ -72,7 +72,7 @@ MUTATIONS = [
     ),
     Mutation(
         "who lost the race is not read back",
-        "commits.py",
+        "attempts.py",
         "        winner = self._recorded()\n        if winner.attempt != self.id:\n"
         "            self.drop()\n        return winner",
         "        return Commit.from_record({**body, 'self': digest}, key)",
@@ -80,28 +80,28 @@ MUTATIONS = [
     ),
     Mutation(
         "who lost the race leaves its files",
-        "commits.py",
+        "attempts.py",
         "        if winner.attempt != self.id:\n            self.drop()\n",
         "",
         "test_commits.py",
     ),
     Mutation(
         "what may be named by a record is deleted",
-        "commits.py",
+        "attempts.py",
         "if not (self._unsure or (self._offered and self._named())):",
         "if True:",
         "test_commits.py",
     ),
     Mutation(
         "the answer to a create was lost, and that is a failure",
-        "commits.py",
+        "attempts.py",
         "            if not self._named():\n                raise\n",
         "            raise\n",
         "test_commits.py",
     ),
     Mutation(
         "a record names objects that gc took meanwhile",
-        "commits.py",
+        "attempts.py",
         "        self._check_kept()\n",
         "",
         "test_interleavings.py",
@@ -172,8 +172,8 @@ MUTATIONS = [
     Mutation(
         "damaged rows are filled with zeros",
         "shard_reader.py",
-        '                raise self._damage("chunk-damaged", "does not fit its crc32c", chunk)',
-        "                coded[:] = 0",
+        '            raise self._damage("chunk-damaged", "does not fit its crc32c", chunk)',
+        "            coded[:] = 0",
         "test_shards.py",
     ),
     Mutation(

@@ -12,8 +12,8 @@ from safetensors.numpy import load
 
 import store
 from store import ConflictError, CorruptError, InvalidInputError, NotFoundError
+from store.attempts import Attempt
 from store.checksum import crc32c
-from store.commits import Attempt
 from store.partials import (
     DTYPES,
     MAX_PARTIAL_BYTES,

@@ -12,7 +12,8 @@ import sys
 
 import pytest
 
-from store.commits import Attempt, Item
+from store.attempts import Attempt
+from store.commits import Item
 from store.testing.ledger import Ledger
 from store.testing.scenarios import (
     ID,

@@ -9,6 +9,7 @@ import pytest
 
 import store
 from store import CorruptError, InvalidInputError, NotFoundError, tables
+from store.conditions import select
 from store.maintenance import retire
 from store.parquet_bounds import check_file
 from store.testing.faults import flip
@@ -71,13 +72,13 @@ CASES = {
 
 @pytest.mark.parametrize(("condition", "rows"), CASES.values(), ids=CASES)
 def test_conditions_select_what_they_say(condition, rows):
-    assert np.flatnonzero(tables.select(TABLE, [condition])).tolist() == rows
+    assert np.flatnonzero(select(TABLE, [condition])).tolist() == rows
 
 
 def test_conditions_are_anded():
     where = [("row", ">", 2), ("flags", "has", 1), ("row", "!=", 5)]
-    assert np.flatnonzero(tables.select(TABLE, where)).tolist() == [3, 7]
-    assert tables.select(TABLE, []).all()
+    assert np.flatnonzero(select(TABLE, where)).tolist() == [3, 7]
+    assert select(TABLE, []).all()
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_conditions_are_anded():
 )
 def test_conditions_that_make_no_sense_are_refused(condition):
     with pytest.raises(InvalidInputError, match="Nothing was read") as caught:
-        tables.select(TABLE, [condition])
+        select(TABLE, [condition])
     assert caught.value.kind == "bad-where"
 
 
