@@ -6,14 +6,16 @@ Tokens of one sequence look alike, so a batch with many of one is worth less tha
 sequences of equal length that lie one behind the other; what is told is the mean over the rows of all batches, at
 ``window`` rows in memory for everyone:
 
-- ``ours``: ``store.order``, as ``Store.windows`` uses it; ``full``: one window over everything, where rows fit in memory.
+- ``ours``: ``store.order``, as ``Store.windows`` uses it; ``full``: one window over everything, where rows fit in memory;
+  ``at equal bytes``: ours with twice the rows: a window holds bfloat16 as it is stored, SAELens' pool float32 by default
+  (dictionary_learning's the model's dtype).
 - ``window, shuffled``: so many rows one behind the other, shuffled completely: what ours is held to (at most 1.15 times).
 - ``refilled at half``: a pool that is refilled with the next sequences when half of it was drawn, each batch drawn from
   all that is in it (dictionary_learning's buffer).
 - ``mixed halves``: half of a shuffled pool is handed out, then as many new rows are put to the rest and all are shuffled
   (SAELens' mixing buffer).
   Both pools spread a sequence over more than what they hold, which a window of whole chunks does only with sequences
-  longer than a chunk (256 rows): shorter ones meet 1.4 times as often in ours, longer ones less often.
+  longer than a chunk (256 rows): at equal rows shorter ones meet 1.4 times as often in ours, at equal bytes less often.
 - ``contexts``: no pool; batches of whole sequences in random order (sparsify).
 """
 
@@ -116,6 +118,7 @@ def measured(rows: int, window: int, batch: int, tokens: int, seed: int) -> dict
     rng = np.random.default_rng(seed)
     return {
         "ours": neighbours(batches(ours(rows, window, seed), batch), tokens),
+        "at equal bytes": neighbours(batches(ours(rows, 2 * window, seed), batch), tokens),
         "full": neighbours(batches(ours(rows, rows, seed), batch), tokens),
         "window, shuffled": neighbours(batches(window_shuffled(rows, window, rng), batch), tokens),
         "refilled at half": neighbours(refilled_at_half(rows, window, batch, rng), tokens),

@@ -30,6 +30,7 @@ def test_ours_mixes_as_well_as_a_shuffled_window_and_long_sequences_better_than_
         pools = min(one["refilled at half"], one["mixed halves"])
         # A sequence that lies in one chunk comes in one window; a pool that is topped up spreads it farther.
         assert one["ours"] <= pools * (1.5 if one["tokens"] <= 256 else 1.0)
+        assert one["at equal bytes"] < pools
         assert one["full"] < one["ours"] < one["contexts"]
 
 

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import store
-from store import Codes, ConflictError, InvalidInputError
+from store import Codes, ConflictError, InvalidInputError, NotFoundError
+from store.purge import add_tombstone
 from store.schema import DTYPES, Column
 from store.summary import bfloat16_bits, float32_of_bits
 from store.testing.small import LENGTHS, codes_of, fill, tokens_store, values_of
@@ -272,6 +273,11 @@ def test_masked_groups_take_ascending_samples_only(memory_url):
     made = made.refresh()
     assert made.row_ids(group="m").tolist() == [3, 7, 9]
     assert made.read("y").tolist() == [1, 2, 3]
+    add_tombstone(made, [0], "asked to")
+    made = made.live()
+    assert len(made.read("y")) == 0
+    with pytest.raises(NotFoundError, match="row 3 "):
+        made.gather("y", [3])
 
 
 CODES = {
