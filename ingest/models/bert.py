@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ingest.errors import ModelError
-from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Tap
+from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Bends, Tap
 from ingest.models.hooks import heads_of
 
 
@@ -80,6 +80,16 @@ class Bert:
                     note="after the block's final LayerNorm",
                 ),
             },
+            bends=Bends(
+                norms=(
+                    "embeddings.LayerNorm",
+                    f"{attn}.output.LayerNorm",
+                    f"{block}.output.LayerNorm",
+                ),
+                activations=(f"{block}.intermediate.intermediate_act_fn",),
+                attentions=(f"{attn}.self",),
+                mlps=(f"{block}.output.dense",),
+            ),
         )
 
     @staticmethod

@@ -98,6 +98,25 @@ class Tap:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Bends:
+    """Modules that are no linear maps, whose backward a gradient rule may replace.
+
+    Paths below the base model, ``{l}`` standing for the block.
+    """
+
+    norms: tuple[str, ...] = ()
+    """`nn.LayerNorm` or an RMS norm: ``y = (x - mean?) / scale * weight (+ bias)``."""
+    activations: tuple[str, ...] = ()
+    """Elementwise functions."""
+    products: tuple[str, ...] = ()
+    """Modules whose input is an elementwise product of two branches: what follows a gated MLP's gate."""
+    attentions: tuple[str, ...] = ()
+    """Attention modules of transformers, which call an attention function (`ingest.models.seam`)."""
+    mlps: tuple[str, ...] = ()
+    """Modules whose output is what an MLP adds to the stream."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Anatomy:
     """One model's sites, in the order the forward pass reaches them."""
 
@@ -114,6 +133,8 @@ class Anatomy:
     """Sites ahead of the blocks: whole name → tap."""
     after: Mapping[str, Tap] = field(default_factory=dict)
     """Sites behind the blocks: whole name → tap."""
+    bends: Bends = field(default_factory=Bends)
+    """What is not linear in it, for gradient rules."""
     rotary: str | None = None
     """Path of the module that turns q and k, below the base model: the ``inv_freq`` and
     ``attention_scaling`` it holds complete each block's `AttentionSpec`."""

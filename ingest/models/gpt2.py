@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Tap
+from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Bends, Tap
 from ingest.models.hooks import heads_of, heads_of_slice
 
 
@@ -56,6 +56,12 @@ class GPT2:
                 "resid_post": Tap(block, "out", (width,)),
             },
             after={"final.normalized": Tap("ln_f", "out", (width,))},
+            bends=Bends(
+                norms=(f"{block}.ln_1", f"{block}.ln_2", "ln_f"),
+                activations=(f"{mlp}.act",),
+                attentions=(attn,),
+                mlps=(mlp,),
+            ),
         )
 
     @staticmethod

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ingest.errors import ModelError, SiteError
 from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Rotary, SiteInfo, Tap
+from ingest.models.rules import GradRule, Objective, frozen_attention, ruled
 from ingest.models.seam import listen_at
 from ingest.models.sites import unknown_site
 
@@ -77,6 +78,7 @@ class HookedModel:
         self._base: nn.Module = base
         self._prefix = str(getattr(base, "base_model_prefix", ""))
         self._attention = anatomy.attention
+        self._bends = anatomy.bends
         self._rotary = anatomy.rotary
         self._taps = _taps(anatomy)
 
@@ -180,6 +182,68 @@ class HookedModel:
         if missed := [site for site in wanted if site not in got]:
             raise _broken(self.family, missed[0], "the forward never reached it")
         return {site: got[site] for site in wanted}
+
+    def gradients(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        sites: Sequence[str],
+        objective: Objective,
+        rule: GradRule | None = None,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Run the whole model and return what a number per example changes by at every site.
+
+        Nothing is differentiated by weights, and nothing before the first site: to each site a zero is added, and what
+        is returned is the derivative by it.
+
+        Parameters
+        ----------
+        input_ids_BT, attention_mask_BT
+            See `capture`.
+        objective
+            Logits ``[B, T, V]`` → one number per example ``[B]``; examples must not depend on one another.
+        rule
+            What the backward does where the model is not linear; exact where None.
+
+        Returns
+        -------
+        tuple
+            ``{site: [B, T, *shape]}`` in the order asked, zeros where a site has no part in it; and the numbers ``[B]``.
+
+        Raises
+        ------
+        SiteError
+            ``unknown-site``; nothing was run.
+        ModelError
+            ``bad-input``, ``too-long``, ``training-mode`` or ``no-head``; ``site-broken`` where the forward did not pass a
+            site.
+        """
+        rule = GradRule() if rule is None else rule
+        self._check(input_ids_BT, attention_mask_BT)
+        check_head(self.model)
+        device = next(self._base.parameters()).device
+        probes: dict[str, Tensor] = {}
+        with ExitStack() as hooks, torch.enable_grad():
+            hooks.enter_context(ruled(self._base, self._bends, self.layers, rule))
+            for site in dict.fromkeys(sites):
+                hooks.enter_context(self.listen(site, partial(_probed, probes, site)))
+            if rule.attn == "frozen":
+                for handle in frozen_attention(self._base, self._bends, self.layers):
+                    hooks.enter_context(handle)
+            logits = self.model(
+                input_ids=input_ids_BT.to(device),
+                attention_mask=attention_mask_BT.to(device),
+                use_cache=False,
+            ).logits
+            values = objective(logits)
+            if missed := [site for site in sites if site not in probes]:
+                raise _broken(self.family, missed[0], "the forward never reached it")
+            wanted = list(probes.values())
+            found: Any = torch.autograd.grad(values.sum(), wanted, allow_unused=True)
+        return {
+            site: torch.zeros_like(probe) if grad is None else grad
+            for (site, probe), grad in zip(probes.items(), found, strict=True)
+        }, values.detach()
 
     def _keep(
         self,
@@ -303,6 +367,23 @@ def _edited(tap: Tap, fn: Callable[[Tensor], Tensor | None], value: Tensor) -> T
     clone = value.clone()
     tap.view(clone).copy_(new)
     return clone
+
+
+def _probed(probes: dict[str, Tensor], site: str, value: Tensor) -> Tensor:
+    """Add a zero that is differentiated by."""
+    probes[site] = torch.zeros_like(value, requires_grad=True)
+    return value + probes[site]
+
+
+def check_head(model: nn.Module) -> None:
+    """Raise ``no-head`` unless a model ends in logits of the next token."""
+    embeddings: Any = getattr(model, "get_output_embeddings", None)
+    if embeddings is None or embeddings() is None:
+        raise ModelError(
+            f"logits were asked of a {type(model).__name__}, which has no language-modelling head. Nothing was run. "
+            "Load a checkpoint whose architecture ends in ForCausalLM or LMHeadModel.",
+            kind="no-head",
+        )
 
 
 def _broken(family: str, site: str, found: str) -> ModelError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ingest.errors import ModelError
-from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Tap
+from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Bends, Tap
 from ingest.models.hooks import heads_of, positions_first
 
 # Their frequencies depend on the length of the sequence: no one set of them describes a column.
@@ -103,6 +103,13 @@ def decoder(config: Any, window: Callable[[int], int | None] = lambda _layer: No
             "resid_post": Tap(block, "out", (width,)),
         },
         after={"final.normalized": Tap("norm", "out", (width,))},
+        bends=Bends(
+            norms=(f"{block}.input_layernorm", f"{block}.post_attention_layernorm", "norm"),
+            activations=(f"{mlp}.act_fn",),
+            products=(f"{mlp}.down_proj",),
+            attentions=(attn,),
+            mlps=(mlp,),
+        ),
     )
 
 
