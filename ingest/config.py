@@ -51,6 +51,10 @@ class HarvestConfig:
     revision: str | None = None
     allow_nonfinite: bool = False
     group: str = "acts"
+    gradient: str | None = None
+    """Rule by which the metric's gradient at the sites is written, in place of their values."""
+    metric: str = "nll"
+    """What a gradient is of: a registered metric of a sequence."""
 
     def __post_init__(self) -> None:
         if self.batch <= 0 or not self.sites:

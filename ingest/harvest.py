@@ -12,6 +12,7 @@ import torch
 
 from ingest.contract import Array, Observer, SequenceBlock, StoppedError, VectorSource
 from ingest.errors import ModelError
+from ingest.gradients import Gradient
 from ingest.models import LoadedModel, load, provenance
 from ingest.models.facts import ModelFacts
 from ingest.pace import Pace
@@ -20,6 +21,7 @@ from store import Codes, Store, Writer
 from store import open as open_store
 from store.commits import exists
 from store.layout import commit_key
+from store.registry import to_json
 from store.tables import column
 
 
@@ -42,7 +44,12 @@ class HarvestJob:
 
 
 def harvest_recipe(
-    loaded: LoadedModel, tokens: str, sites: Sequence[str], dtypes: Mapping[str, str], batch: int
+    loaded: LoadedModel,
+    tokens: str,
+    sites: Sequence[str],
+    dtypes: Mapping[str, str],
+    batch: int,
+    gradient: Gradient | None = None,
 ) -> dict[str, Any]:
     """Return everything a harvested group is a function of."""
     model = {"commit": loaded.revision} if loaded.revision else dict(loaded.files)
@@ -54,8 +61,8 @@ def harvest_recipe(
         "dtypes": dict(dtypes),
         "compute_dtype": loaded.compute_dtype,
         "batch": {"sequences": batch, "pad_multiple": PAD_MULTIPLE},
-        "gradient": None,
-        "metric": None,
+        "gradient": None if gradient is None else gradient.rule.to_json(),
+        "metric": None if gradient is None else to_json(gradient.metric),
         "mask": None,
     }
 
@@ -81,6 +88,7 @@ class Harvester:
         self._job = job
         self._observers = observers
         self._loaded = loaded or _load(job)
+        self._gradient = Gradient.of_recipe(job.recipe)
         self._pad = self._loaded.tokenizer.pad_token_id or 0
         self._store = open_store(job.url)
         self._pace = Pace()
@@ -164,11 +172,14 @@ class Harvester:
         self, ids_BT: Array, mask_BT: Array, batch: Batch, sites: Sequence[str]
     ) -> dict[str, torch.Tensor]:
         """Return ``{site: [R, *shape]}`` of the real rows, on the CPU, in the stored dtype."""
-        mask = torch.from_numpy(mask_BT)
+        ids, mask = torch.from_numpy(ids_BT), torch.from_numpy(mask_BT)
         device = torch.device(self._job.device)
-        captured = self._loaded.adapter.capture(
-            torch.from_numpy(ids_BT).to(device), mask.to(device), sites
-        )
+        there = ids.to(device), mask.to(device)
+        adapter = self._loaded.adapter
+        if self._gradient is None:
+            captured = adapter.capture(*there, sites)
+        else:
+            captured = self._gradient.at(adapter, *there, sites, batch.count)
         mask[batch.count :] = 0
         real = mask.bool().to(device)
         dtype = getattr(torch, self._job.dtype)

@@ -13,6 +13,7 @@ from ingest.config import HarvestConfig, TokensConfig
 from ingest.contract import Harvest, Observer, ObserverPlan, Runtime, elsewhere
 from ingest.errors import IngestError, OverBudgetError
 from ingest.failures import PARTS_FAILED, parts_failed
+from ingest.gradients import Gradient, check_differentiable, stored_dtype
 from ingest.harvest import HarvestJob, MakeHarvester, VectorWorker, harvest_recipe
 from ingest.models import LoadedModel, check_device, load, resolve_dtype, resolve_sites
 from ingest.models.facts import ModelFacts
@@ -81,12 +82,12 @@ def ingest(
     """
     loaded = _load(harvest, elsewhere=elsewhere(runtime))
     sites = resolve_sites(harvest.sites, loaded.adapter)
-    _check_observable(loaded, sites, observers)
+    _check_observable(loaded, sites, observers, harvest)
     context = resolve_context(tokens, loaded)
     tokenizing = Tokenizing(
         config=tokens, source=tokens.source, tokenizer=loaded.tokenizer, context=context
     )
-    check_memory(harvest.batch, context, loaded)
+    _check_memory(harvest, context, loaded)
     check_makes_rows(tokenizing)  # refused before a store exists, as every other bad input
     inputs = tokens.source.inputs()
     part_rows = max(tokens.part_rows, -(-context // CHUNK_ROWS) * CHUNK_ROWS)
@@ -122,7 +123,8 @@ def ingest_into(
             "positions. Nothing was written. Use a model with more positions.",
             kind="context-too-long",
         )
-    _check_observable(loaded, sites, observers)
+    _check_memory(harvest, context, loaded)
+    _check_observable(loaded, sites, observers, harvest)
     job = _job(store, harvest, loaded, sites)
     return _harvest(job, loaded, runtime, _observers(job, loaded, observers), progress)
 
@@ -158,12 +160,13 @@ def ingest_vectors(
     return summary
 
 
-def check_memory(batch: int, context: int, loaded: LoadedModel) -> None:
+def check_memory(batch: int, context: int, loaded: LoadedModel, *, logits: int = 0) -> None:
     """Raise ``over-budget`` where one batch cannot fit the memory that is free.
 
-    Counts ids and mask, and four float32 copies of the residual stream: less than any model needs.
+    Counts ids and mask, and four float32 copies of the residual stream: less than any model needs; and, where a
+    gradient begins at them, three of the ``logits`` of a token.
     """
-    need = batch * context * (16 + 4 * 4 * loaded.adapter.width)
+    need = batch * context * (16 + 4 * 4 * loaded.adapter.width + 3 * 4 * logits)
     free = free_memory_bytes()
     if need > free:
         raise OverBudgetError(
@@ -172,10 +175,24 @@ def check_memory(batch: int, context: int, loaded: LoadedModel) -> None:
         )
 
 
+def _check_memory(config: HarvestConfig, context: int, loaded: LoadedModel) -> None:
+    vocabulary = int(getattr(loaded.model.config, "vocab_size", 0))
+    check_memory(config.batch, context, loaded, logits=vocabulary if config.gradient else 0)
+
+
 def _check_observable(
-    loaded: LoadedModel, sites: Sequence[str], plans: Sequence[ObserverPlan]
+    loaded: LoadedModel,
+    sites: Sequence[str],
+    plans: Sequence[ObserverPlan],
+    harvest: HarvestConfig,
 ) -> None:
     """Raise, before anything is written, where an observer cannot have what it needs of the model."""
+    if plans and harvest.gradient is not None:
+        raise IngestError(
+            f"gradients by rule {harvest.gradient!r} were asked for together with statistics, which look at values. "
+            "Nothing was written. Take the statistics in a run of their own, without --gradient.",
+            kind="gradient-observed",
+        )
     facts = ModelFacts.of(loaded.adapter)
     for plan in plans:
         for site in plan.requires(facts, sites):
@@ -208,13 +225,16 @@ def _load(config: HarvestConfig, *, elsewhere: bool) -> LoadedModel:
         revision=config.revision,
     )
     check_vocabulary(loaded)
+    if Gradient.of_config(config) is not None:
+        check_differentiable(loaded)
     return loaded
 
 
 def _job(
     store: Store, config: HarvestConfig, loaded: LoadedModel, sites: Sequence[str]
 ) -> HarvestJob:
-    _, stored = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
+    _, usual = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
+    stored = stored_dtype(config, usual)
     known = loaded.adapter.sites()
     columns = {site: f"{stored}[{','.join(map(str, known[site].shape))}]" for site in sites}
     recipe = harvest_recipe(
@@ -223,6 +243,7 @@ def _job(
         sites,
         dict.fromkeys(sites, stored),
         config.batch,
+        Gradient.of_config(config),
     )
     job = HarvestJob(
         url=store.url,

@@ -63,7 +63,7 @@ def batch_of(base: Mapping[str, Any]) -> int:
 
 
 def whole_groups(store: Store, groups: Sequence[str] | None = None) -> list[Group]:
-    """Return some groups (default: all) that hold dense or scalar columns of whole sequences.
+    """Return some groups (default: all but gradients) that hold dense or scalar columns of whole sequences.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def whole_groups(store: Store, groups: Sequence[str] | None = None) -> list[Grou
                 kind="masked-group",
                 group=group.name,
             )
-    return [group for group in found if not group.masked]
+    return [group for group in found if not group.masked and (groups or not group.gradient)]
 
 
 def stored_sites(store: Store, groups: Sequence[str] | None = None) -> list[str]:

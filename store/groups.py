@@ -112,13 +112,17 @@ def seal(
 
 
 def resolve(groups: Mapping[str, Group], address: str, url: str) -> tuple[Group, Column]:
-    """Return the column behind ``group:site``, or behind ``site`` where only one group has it."""
+    """Return the column behind ``group:site``, or behind ``site`` where only one group has it.
+
+    A gradient keeps the name of its site; of ``site`` alone it comes only where no group has the site's values.
+    """
     name, found, site = address.rpartition(":")
     if found:
         if name in groups and site in groups[name].columns:
             return groups[name], groups[name].columns[site]
     else:
         holders = [group for group in groups.values() if site in group.columns]
+        holders = [group for group in holders if not group.gradient] or holders
         if len(holders) == 1:
             return holders[0], holders[0].columns[site]
         if holders:

@@ -173,6 +173,11 @@ class Group:
         return self.recipe.get("mask") is not None
 
     @property
+    def gradient(self) -> bool:
+        """Whether its columns are gradients at sites, whose names they keep: they are asked for by the group's name."""
+        return self.recipe.get("gradient") is not None
+
+    @property
     def states(self) -> bool:
         """Whether the group holds states made of whole parts (partial columns), not rows."""
         return any(column.kind == "partial" for column in self.columns.values())

@@ -29,8 +29,12 @@ class Ingest(Placed):
     """Site names, sets blocks.{3,5}.resid_post, blocks.*.attn.z, or @50%."""
     stats: Words | None = None
     """Circuit statistics to compute while the model runs; their sites need not be stored."""
+    gradient: str | None = None
+    """Write a metric's gradient at the sites in place of their values, by rule: exact, relp, relp_ah, attribution_graph."""
+    metric: str = "nll"
+    """What the gradient is of."""
     group: str | None = None
-    """Name of the group to write; default: acts."""
+    """Name of the group to write; default: acts, or grad.RULE.METRIC."""
     context: int | None = None
     """Tokens of a sequence, special ones included; default: min(256, the model's positions)."""
     batch: int = 32

@@ -34,7 +34,7 @@ def ingest(config: settings.Ingest, context: Context) -> Answer:
         )
     _check_into(config)
     gpus = float(config.device.startswith("cuda"))
-    place = {"url": config.into or config.out, "group": config.group or DEFAULT_GROUP}
+    place = {"url": config.into or config.out, "group": _group(config)}
     with runtime_for(config, shard=config.shard, gpus=gpus, **place) as runtime:
         return _answer(_ingest(config, context, runtime))
 
@@ -51,7 +51,7 @@ def _ingest(config: settings.Ingest, context: Context, runtime: Runtime) -> Summ
         return ingest_vectors(
             str(config.out),
             tokens,
-            config.group or DEFAULT_GROUP,
+            _group(config),
             runtime=runtime,
             progress=context.progress,
         )
@@ -59,7 +59,7 @@ def _ingest(config: settings.Ingest, context: Context, runtime: Runtime) -> Summ
         raise UsageError(
             "--model says which model to run: a folder or a hub id. Nothing was started."
         )
-    harvest = _part_of(config, HarvestConfig, group=config.group or DEFAULT_GROUP)
+    harvest = _part_of(config, HarvestConfig, group=_group(config))
     if config.into is not None:
         return ingest_into(
             config.into, harvest, runtime=runtime, observers=observers, progress=context.progress
@@ -73,6 +73,11 @@ def _ingest(config: settings.Ingest, context: Context, runtime: Runtime) -> Summ
         observers=observers,
         progress=context.progress,
     )
+
+
+def _group(config: settings.Ingest) -> str:
+    usual = DEFAULT_GROUP if config.gradient is None else f"grad.{config.gradient}.{config.metric}"
+    return config.group or usual
 
 
 def _refuse_statistics(config: settings.Ingest) -> None:
@@ -108,7 +113,7 @@ def _check_into(config: settings.Ingest) -> None:
         return
     usual = settings.Ingest()
     given = [name for name in _ABOUT_ROWS if getattr(config, name) != getattr(usual, name)]
-    if given or config.group is None:
+    if given or (config.group is None and config.gradient is None):
         about = f"it takes no {', '.join(given)}" if given else "it needs --group NAME"
         raise UsageError(
             f"--into adds a group over the rows that are there: {about}. Nothing was started.",

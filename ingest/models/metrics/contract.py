@@ -92,6 +92,8 @@ class Metric(Protocol):
     kind: ClassVar[str]
     needs_clean: ClassVar[bool]
     """Whether it compares with the logits of the model left alone."""
+    needs_answers: ClassVar[bool]
+    """Whether it asks the examples for named answers."""
 
     def value(self, logits_BTV: Tensor, examples: Examples, clean_BTV: Tensor | None) -> Tensor:
         """Return one number per example ``[B]``, float32 (float64 for float64 logits)."""
