@@ -1,6 +1,8 @@
 """Stores in a bucket, over real HTTP: the whole life cycle, and what networks do to it."""
 
+import errno
 import itertools
+import os
 import pickle
 import random
 
@@ -10,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import store
-from store import InvalidInputError, UnavailableError
-from store.errors import CorruptError
+from store import CorruptError, InvalidInputError, NotFoundError, StoreError, UnavailableError
 from store.object_store import GAP_BYTES, PACKAGES, REQUEST_BYTES, ObjectStorage, coalesced
 from store.testing.proxy import Faults, proxy
 from store.testing.small import fill, small_store, tokens_store, values_of
@@ -81,6 +82,73 @@ def test_a_scheme_whose_package_is_missing_says_which(scheme):
             open_storage(f"{scheme}://bucket/x")
     else:
         pytest.skip(f"{PACKAGES[scheme]} is installed")
+
+
+# -- what the library says, in our words ----------------------------------------------------------------------
+
+
+def saying(error):
+    """A bucket of which every call ends in an error."""
+
+    class Library:
+        def __getattr__(self, name):
+            def call(*_, **__):
+                raise error
+
+            return call
+
+    storage = ObjectStorage("s3://bucket/x")
+    storage._mine = (os.getpid(), Library())
+    return storage
+
+
+def streamed(storage):
+    stream = storage.stream("a")
+    stream.write(b"12345678")
+    stream.write(b"90")
+    stream.finish()
+
+
+CALLS = {
+    "get": lambda s: s.get("a"),
+    "get-some": lambda s: s.get("a", 5),
+    "size": lambda s: s.size("a"),
+    "create": lambda s: s.create("a", b"1"),
+    "put": lambda s: s.put("a", b"1"),
+    "stream": streamed,
+    "keys": lambda s: list(s.keys("a")),
+    "delete": lambda s: s.delete(["a"]),
+    "read": lambda s: s.read_into("a", [(0, bytearray(3))]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_what_is_not_permitted_is_said_at_once(monkeypatch, call):
+    monkeypatch.setattr("store.object_store.PART_BYTES", 8)
+    with pytest.raises(StoreError, match=r"does not let 'a'.*credentials") as caught:
+        call(saying(PermissionError("denied")))
+    assert caught.value.kind == "not-permitted"
+
+
+def test_a_name_that_is_taken_is_told_from_what_went_wrong():
+    class BehindError(OSError):
+        status_code = 416
+
+    for error in (FileExistsError(), OSError(errno.EINVAL, "taken")):
+        assert saying(error).create("a", b"1") is False
+    with pytest.raises(BehindError):  # of no create; whatever it is, it is not passed over
+        saying(BehindError()).create("a", b"1")
+    assert saying(BehindError()).get("a", 5) == b""
+    with pytest.raises(CorruptError, match="ends before byte 3"):
+        saying(BehindError()).read_into("a", [(0, bytearray(3))])
+
+
+def test_where_there_is_nothing_there_are_no_keys_and_nothing_to_delete():
+    storage = saying(FileNotFoundError())
+    assert list(storage.keys("a")) == []
+    storage.delete(["a"])
+    with pytest.raises(NotFoundError):
+        storage.get("a")
 
 
 @pytest.mark.slow
@@ -161,9 +229,13 @@ def faulty(s3_server, monkeypatch):
         line.__exit__(None, None, None)
 
 
+ACTS = ["lose", "cut", "double", "refuse", "busy"]
+WRITES = [(act, what) for what in ("commits", "/parts/") for act in ACTS]
+WRITES += [("lose", what) for what in ("group.json", "store.json", "sealed")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("act", ["lose", "cut", "double", "refuse", "busy"])
-@pytest.mark.parametrize("what", ["commits", "group.json", "store.json", "sealed", "/parts/"])
+@pytest.mark.parametrize(("act", "what"), WRITES, ids=["-".join(write) for write in WRITES])
 def test_a_write_that_goes_wrong_once_changes_nothing(s3_url, faulty, digest, act, what):
     """Whether it was done, done twice or not: the store is the undisturbed one, and nothing is left over."""
     hit = []
@@ -188,13 +260,7 @@ def test_a_write_that_goes_wrong_once_changes_nothing(s3_url, faulty, digest, ac
 def test_a_network_that_misbehaves_all_the_time_is_got_over(s3_url, faulty, digest, seed):
     """A tenth of all requests go wrong, reads and listings, too; a run that gives up is run again."""
     rng = random.Random(seed)
-    faults = faulty(
-        lambda *_: (
-            rng.choice(["lose", "cut", "double", "refuse", "busy"])
-            if rng.random() < 0.1
-            else "pass"
-        )
-    )
+    faults = faulty(lambda *_: rng.choice(ACTS) if rng.random() < 0.1 else "pass")
     for _ in range(5):
         try:
             made = make(s3_url)
@@ -212,6 +278,8 @@ def test_a_server_that_stays_away_is_said_and_nothing_is_lost(s3_url, faulty, mo
     monkeypatch.setattr("store.object_store.FIRST_WAIT_SECONDS", 0.0)
     made = tokens_store(s3_url, LENGTHS)
     faults = faulty(lambda *_: "refuse")
+    # The library tries on its own, each time with a wait; how often we do is not what this is about.
+    monkeypatch.setattr("store.object_store.TRIES", 1)
     with pytest.raises(UnavailableError, match="Try again"):
         ObjectStorage(s3_url).get("store.json")
     faults.decide = lambda *_: "pass"
@@ -221,14 +289,14 @@ def test_a_server_that_stays_away_is_said_and_nothing_is_lost(s3_url, faulty, mo
 @pytest.mark.slow
 def test_the_chunks_of_a_window_are_asked_for_at_once(s3_url, faulty, monkeypatch):
     """So its time does not grow with the number of chunks, only with their bytes."""
-    made = tokens_store(s3_url, [256] * 16, part_rows=4096, part_stride=4096)
+    made = tokens_store(s3_url, [256] * 32, part_rows=8192, part_stride=8192)
     made = fill(made, "acts", {"h": "float32[64]"})
     monkeypatch.setattr("store.object_store.GAP_BYTES", -1)  # every chunk its own request
     faults = faulty(
-        lambda _n, method, path: "delay" if "/h/c/" in path else "pass", delay_seconds=0.3
+        lambda _n, method, path: "delay" if "/h/c/" in path else "pass", delay_seconds=1.0
     )
     fresh = store.open(s3_url)
-    ids = fresh.row_ids()[5::256]
+    ids = fresh.row_ids()[5::512]  # no two of neighbouring chunks, which are one request
     assert np.array_equal(fresh.gather("acts:h", ids), values_of(ids, fresh.column("acts:h")))
     reads = [path for method, path, _ in faults.requests if method == "GET" and "/h/c/" in path]
     assert len(reads) >= 16
