@@ -72,6 +72,36 @@ class TokenSource(Protocol):
         """Yield the documents in their order; ``SourceError`` where the vocabulary cannot say them."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TaskPair:
+    """A prompt, the same prompt with what decides the answer taken away, and what is asked behind their last tokens."""
+
+    name: str
+    clean: Array
+    """``int[T]``, special tokens included."""
+    corrupt: Array
+    """``int[T]``, position for position what ``clean`` is."""
+    answers: Mapping[str, int]
+    """Token ids by name: ``correct`` is the answer to ``clean``, ``wrong`` one it is compared with."""
+
+
+Spell = Callable[[str], Array]
+"""Text → the tokenizer's ids, ``int32[T]``, nothing around them."""
+
+
+@runtime_checkable
+class PairSource(Protocol):
+    """A frozen config that yields pairs of prompts, the same ones in the same order every time."""
+
+    kind: ClassVar[str]
+
+    def inputs(self) -> Mapping[str, str]:
+        """Return what identifies the input: file name → sha256."""
+
+    def pairs(self, vocabulary: Vocabulary, spell: Spell) -> Iterator[TaskPair]:
+        """Yield the pairs in their order; ``SourceError`` where the tokenizer cannot say one."""
+
+
 class VectorSource(Protocol):
     """A frozen config that yields rows of numbers instead of text, part by part."""
 

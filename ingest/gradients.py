@@ -50,26 +50,49 @@ class Gradient:
         InvalidInputError
             ``unknown-name`` of a metric.
         IngestError
-            ``metric-needs``: the metric compares with something that rows of plain sequences do not have.
+            ``metric-needs``: the metric compares with another run.
         """
         if config.gradient is None:
             return None
         rule, metric = rule_of(config.gradient), METRICS.get(config.metric)()
-        if metric.needs_clean or metric.needs_answers:
+        if metric.needs_clean:
             raise IngestError(
-                f"the gradient of {config.metric!r} was asked for, which compares with another run or with named "
-                "answers; sequences of a plain source have neither. Nothing was written. Use --metric nll.",
+                f"the gradient of {config.metric!r} was asked for, which compares with another run; a row's gradient is "
+                "taken in one. Nothing was written. Use --metric nll or logit_diff.",
                 kind="metric-needs",
             )
         return Gradient(rule=rule, metric=metric)
 
     def at(
-        self, adapter: Any, ids_BT: Tensor, mask_BT: Tensor, sites: Sequence[str], count: int
+        self,
+        adapter: Any,
+        ids_BT: Tensor,
+        mask_BT: Tensor,
+        sites: Sequence[str],
+        count: int,
+        answers: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Return ``{site: [B, T, *shape]}``: the gradient of each of the first ``count`` sequences' own metric."""
+        """Return ``{site: [B, T, *shape]}``: the gradient of each of the first ``count`` sequences' own metric.
+
+        Parameters
+        ----------
+        answers
+            Token ids by name, int64 ``[B]``; −1 where a sequence is not asked for any.
+        """
         told = mask_BT.sum(1) > 1
         told[count:] = False
-        examples = Examples(ids=ids_BT[told], mask=mask_BT[told]) if bool(told.any()) else None
+        given = answers if answers is not None and self.metric.needs_answers else {}
+        for asked in given.values():
+            told &= asked >= 0
+        examples = (
+            Examples(
+                ids=ids_BT[told],
+                mask=mask_BT[told],
+                answers={name: asked[told] for name, asked in given.items()},
+            )
+            if bool(told.any())
+            else None
+        )
 
         def objective(logits_BTV: Tensor) -> Tensor:
             if examples is None:
@@ -94,6 +117,17 @@ def check_differentiable(loaded: LoadedModel) -> None:
             kind="not-causal",
         )
     check_head(loaded.model)
+
+
+def check_answers(config: HarvestConfig, *, there: bool) -> None:
+    """Raise ``metric-needs`` where a metric asks for answers and the rows have none."""
+    gradient = Gradient.of_config(config)
+    if gradient is not None and gradient.metric.needs_answers and not there:
+        raise IngestError(
+            f"the gradient of {config.metric!r} was asked for, which compares named answers; these rows have none. "
+            "Nothing was written. Use --metric nll, or rows of a task (--source induction, --source pairs).",
+            kind="metric-needs",
+        )
 
 
 def stored_dtype(config: HarvestConfig, usual: str) -> str:

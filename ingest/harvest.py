@@ -17,6 +17,7 @@ from ingest.models import LoadedModel, load, provenance
 from ingest.models.facts import ModelFacts
 from ingest.pace import Pace
 from ingest.plan import PAD_MULTIPLE, Batch, batches, padded
+from ingest.tasks import answers_of
 from store import Codes, Store, Writer
 from store import open as open_store
 from store.commits import exists
@@ -159,17 +160,24 @@ class Harvester:
         lengths = column(sequences, "rows").astype(np.int64)
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         size = int(self._job.recipe["batch"]["sequences"])
+        told = answers_of(self._store, part) if self._gradient is not None else None
         sites = dict.fromkeys([*self._job.sites, *(s for o in watching for s in o.sites)])
         for batch in batches(lengths.tolist(), size, self._loaded.adapter.max_positions):
             ids_BT, mask_BT = padded(columns["token_id"], bounds, lengths, batch, self._pad)
-            values = self._captured(ids_BT, mask_BT, batch, list(sites))
+            asked = None if told is None else _asked(told, bounds, batch, self._job.device)
+            values = self._captured(ids_BT, mask_BT, batch, list(sites), asked)
             block = SequenceBlock.cut(
                 part, columns, bounds, first=batch.first, count=batch.count, sites=values
             )
             yield block, batch.first + batch.count == len(lengths)
 
     def _captured(
-        self, ids_BT: Array, mask_BT: Array, batch: Batch, sites: Sequence[str]
+        self,
+        ids_BT: Array,
+        mask_BT: Array,
+        batch: Batch,
+        sites: Sequence[str],
+        answers: Mapping[str, torch.Tensor] | None,
     ) -> dict[str, torch.Tensor]:
         """Return ``{site: [R, *shape]}`` of the real rows, on the CPU, in the stored dtype."""
         ids, mask = torch.from_numpy(ids_BT), torch.from_numpy(mask_BT)
@@ -179,7 +187,7 @@ class Harvester:
         if self._gradient is None:
             captured = adapter.capture(*there, sites)
         else:
-            captured = self._gradient.at(adapter, *there, sites, batch.count)
+            captured = self._gradient.at(adapter, *there, sites, batch.count, answers)
         mask[batch.count :] = 0
         real = mask.bool().to(device)
         dtype = getattr(torch, self._job.dtype)
@@ -241,6 +249,19 @@ class VectorWorker:
         """Seal both groups."""
         self._writer.close()
         self._truth.close()
+
+
+def _asked(
+    told: Mapping[str, Array], bounds: Array, batch: Batch, device: str
+) -> dict[str, torch.Tensor]:
+    """Return the answers asked for behind each sequence of a batch, int64 ``[B]``; −1 where none is."""
+    last = bounds[batch.first + 1 : batch.first + batch.count + 1] - 1
+    found = {}
+    for name, values in told.items():
+        padded = np.full(batch.size, -1, np.int64)
+        padded[: batch.count] = values[last]
+        found[name] = torch.from_numpy(padded).to(device)
+    return found
 
 
 def _load(job: HarvestJob) -> LoadedModel:

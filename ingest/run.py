@@ -10,24 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from ingest.config import HarvestConfig, TokensConfig
-from ingest.contract import Harvest, Observer, ObserverPlan, Runtime, elsewhere
+from ingest.contract import Harvest, Observer, ObserverPlan, PairSource, Runtime, elsewhere
 from ingest.errors import IngestError, OverBudgetError
 from ingest.failures import PARTS_FAILED, parts_failed
-from ingest.gradients import Gradient, check_differentiable, stored_dtype
+from ingest.gradients import Gradient, check_answers, check_differentiable, stored_dtype
 from ingest.harvest import HarvestJob, MakeHarvester, VectorWorker, harvest_recipe
 from ingest.models import LoadedModel, check_device, load, resolve_dtype, resolve_sites
 from ingest.models.facts import ModelFacts
+from ingest.tasks import ANSWERS, ROLES, Pairing, write_answers
 from ingest.tokens import (
     Progress,
     Tokenizing,
-    check_makes_rows,
     check_same_tokenizer,
     check_vocabulary,
     resolve_context,
     tokenizer_files,
     tokens_recipe,
     vector_recipe,
-    write_tokens,
     write_vector_tokens,
 )
 from store import ActlakeError, Store, create
@@ -84,20 +83,22 @@ def ingest(
     sites = resolve_sites(harvest.sites, loaded.adapter)
     _check_observable(loaded, sites, observers, harvest)
     context = resolve_context(tokens, loaded)
-    tokenizing = Tokenizing(
-        config=tokens, source=tokens.source, tokenizer=loaded.tokenizer, context=context
-    )
+    rows = _rows(tokens, loaded, context)
+    check_answers(harvest, there=isinstance(rows, Pairing))
     _check_memory(harvest, context, loaded)
-    check_makes_rows(tokenizing)  # refused before a store exists, as every other bad input
+    rows.check()  # refused before a store exists, as every other bad input
     inputs = tokens.source.inputs()
-    part_rows = max(tokens.part_rows, -(-context // CHUNK_ROWS) * CHUNK_ROWS)
+    together = context * (len(ROLES) if isinstance(rows, Pairing) else 1)
+    part_rows = max(tokens.part_rows, -(-together // CHUNK_ROWS) * CHUNK_ROWS)
     store = create(url, part_rows=part_rows, part_stride=max(65_536, part_rows))
     asset = store.put_asset(tokenizer_files(loaded.folder))
     recipe = tokens_recipe(tokens, inputs, context, asset)
     writer = store.writer("tokens", recipe=recipe)
     job = _job(store.refresh(), harvest, loaded, sites)
     watching = _observers(job, loaded, observers)
-    write_tokens(writer, tokenizing, progress)
+    rows.write(writer, progress)
+    if isinstance(rows, Pairing):
+        write_answers(store.refresh(), rows)
     return _harvest(job, loaded, runtime, watching, progress)
 
 
@@ -125,6 +126,7 @@ def ingest_into(
         )
     _check_memory(harvest, context, loaded)
     _check_observable(loaded, sites, observers, harvest)
+    check_answers(harvest, there=ANSWERS in store.groups)
     job = _job(store, harvest, loaded, sites)
     return _harvest(job, loaded, runtime, _observers(job, loaded, observers), progress)
 
@@ -173,6 +175,15 @@ def check_memory(batch: int, context: int, loaded: LoadedModel, *, logits: int =
             f"a batch of {batch} sequences of {context} tokens needs at least {need / 1e9:,.1f} GB for "
             f"{loaded.name}; {free / 1e9:,.1f} GB are free. Nothing was written. Use a smaller --batch."
         )
+
+
+def _rows(tokens: TokensConfig, loaded: LoadedModel, context: int) -> Pairing | Tokenizing:
+    """Return what cuts a source into rows."""
+    if isinstance(tokens.source, PairSource):
+        return Pairing(config=tokens, tokenizer=loaded.tokenizer, context=context)
+    return Tokenizing(
+        config=tokens, source=tokens.source, tokenizer=loaded.tokenizer, context=context
+    )
 
 
 def _check_memory(config: HarvestConfig, context: int, loaded: LoadedModel) -> None:

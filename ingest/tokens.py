@@ -252,34 +252,32 @@ class Tokenizing:
             split=held.split,
         )
 
+    def check(self) -> None:
+        """Raise unless the source makes at least one sequence.
 
-def check_makes_rows(tokenizing: Tokenizing) -> None:
-    """Raise unless the source makes at least one sequence.
+        Raises
+        ------
+        SourceError
+            ``corpus-empty``: the source has documents, but they make no row; or what the source itself raises.
+        """
+        if next(self.sequences(None), None) is None:
+            raise SourceError(
+                f"the documents make no row: they hold no token, or the {self.config.rows or 'unlimited'} "
+                "rows asked for are too few for a sequence. Nothing was written. Check --corpus and --rows.",
+                kind="corpus-empty",
+            )
 
-    Raises
-    ------
-    SourceError
-        ``corpus-empty``: the source has documents, but they make no row; or what the source itself raises.
-    """
-    if next(tokenizing.sequences(None), None) is None:
-        raise SourceError(
-            f"the documents make no row: they hold no token, or the {tokenizing.config.rows or 'unlimited'} "
-            "rows asked for are too few for a sequence. Nothing was written. Check --corpus and --rows.",
-            kind="corpus-empty",
-        )
-
-
-def write_tokens(writer: TokensWriter, tokenizing: Tokenizing, progress: Progress) -> None:
-    """Write what is missing of the tokens group and seal it where the source ends."""
-    if writer.sealed:
-        return
-    with writer:
-        for sequence, position in tokenizing.sequences(writer.position):
-            writer.put([sequence], position=position)
-            progress("tokens", position[2], tokenizing.config.rows)
-        if not writer.rows:
-            check_makes_rows(tokenizing)
-        writer.seal()
+    def write(self, writer: TokensWriter, progress: Progress) -> None:
+        """Write what is missing of the tokens group and seal it where the source ends."""
+        if writer.sealed:
+            return
+        with writer:
+            for sequence, position in self.sequences(writer.position):
+                writer.put([sequence], position=position)
+                progress("tokens", position[2], self.config.rows)
+            if not writer.rows:
+                self.check()
+            writer.seal()
 
 
 def vector_recipe(config: TokensConfig, source: VectorSource) -> dict[str, Any]:

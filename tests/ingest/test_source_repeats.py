@@ -22,7 +22,7 @@ from ingest.readers import vocabulary
 from ingest.run import ingest
 from ingest.sources import SOURCES
 from ingest.sources.repeats import Repeats
-from ingest.tokens import Tokenizing, resolve_context, write_tokens
+from ingest.tokens import Tokenizing, resolve_context
 from jobs.runtimes.in_process import InProcess
 from store.tokens import FLAG_FIRST_OF_DOCUMENT, FLAG_FIRST_OF_SEQUENCE, FLAG_SPECIAL
 
@@ -159,7 +159,7 @@ def written(tokenizer, source, context, **options):
     into = store.create(f"memory://repeats-{next(NUMBER)}", part_rows=256)
     config = TokensConfig(source=source, **options)
     making = Tokenizing(config=config, source=source, tokenizer=tokenizer, context=context)
-    write_tokens(into.writer("tokens", recipe={"of": "tests"}), making, lambda *_: None)
+    making.write(into.writer("tokens", recipe={"of": "tests"}), lambda *_: None)
     return into.refresh()
 
 

@@ -22,7 +22,6 @@ from ingest.tokens import (
     Specials,
     Tokenizing,
     special_ids,
-    write_tokens,
 )
 from store.tokens import FLAG_FIRST_OF_DOCUMENT, FLAG_FIRST_OF_SEQUENCE, FLAG_SPECIAL
 
@@ -103,7 +102,7 @@ def tokenizing(tokenizer, source, context=16, **options):
 def written(tokenizer, source, context=16, *, into=None, progress=silent, **options):
     into = into or new_store()
     writer = into.writer("tokens", recipe={"of": "tests"})
-    write_tokens(writer, tokenizing(tokenizer, source, context, **options), progress)
+    tokenizing(tokenizer, source, context, **options).write(writer, progress)
     return into.refresh()
 
 

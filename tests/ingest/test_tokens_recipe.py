@@ -18,7 +18,6 @@ from ingest.tokens import (
     resolve_context,
     tokenizer_files,
     tokens_recipe,
-    write_tokens,
 )
 from store.errors import ConflictError
 
@@ -76,7 +75,7 @@ def test_many_inputs_are_one_hash_of_all(tmp_path):
 
 def test_another_recipe_over_the_same_store_is_refused(bert):
     held = store.create("memory://recipe-other", part_rows=256)
-    write_tokens(held.writer("tokens", recipe={"of": "tests"}), tokenizing(bert), silent)
+    tokenizing(bert).write(held.writer("tokens", recipe={"of": "tests"}), silent)
     with pytest.raises(ConflictError):
         held.writer("tokens", recipe={"of": "others"})
 
@@ -116,7 +115,7 @@ def test_the_same_tokenizer_is_told_by_its_file(tmp_path, bert, gpt2):
     held = store.create("memory://same-tokenizer", part_rows=256)
     asset = held.put_asset(tokenizer_files(tmp_path / "one"))
     with held.writer("tokens", recipe={"tokenizer": asset}) as writer:
-        write_tokens(writer, tokenizing(bert), silent)
+        tokenizing(bert).write(writer, silent)
     check_same_tokenizer(held.refresh(), SimpleNamespace(folder=tmp_path / "one", name="one"))
     with pytest.raises(ModelError, match="tokenizer-mismatch"):
         check_same_tokenizer(held.refresh(), SimpleNamespace(folder=tmp_path / "two", name="two"))

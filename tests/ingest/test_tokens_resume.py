@@ -13,7 +13,7 @@ from ingest.models.toy import TEXT, build_tokenizer
 from ingest.plan import split_of
 from ingest.sources.jsonl import JsonLines
 from ingest.sources.synthetic import Synthetic
-from ingest.tokens import Tokenizing, vector_recipe, write_tokens, write_vector_tokens
+from ingest.tokens import Tokenizing, vector_recipe, write_vector_tokens
 
 NUMBER = count()
 TEXTS = (
@@ -50,7 +50,7 @@ def written(tokenizer, source, *, into=None, progress=silent, rows=None):
     into = into or new_store()
     config = TokensConfig(source=source, rows=rows)
     cut = Tokenizing(config=config, source=source, tokenizer=tokenizer, context=16)
-    write_tokens(into.writer("tokens", recipe={"of": "tests"}), cut, progress)
+    cut.write(into.writer("tokens", recipe={"of": "tests"}), progress)
     return into.refresh()
 
 

@@ -13,7 +13,7 @@ import store
 from ingest.config import TokensConfig
 from ingest.contract import SourceDocument
 from ingest.models.toy import TEXT, build_tokenizer
-from ingest.tokens import Tokenizing, write_tokens
+from ingest.tokens import Tokenizing
 from jobs.codebook import Codebook
 from jobs.features import encode
 
@@ -58,7 +58,7 @@ def make_tokens(tokenizers):
         cut = Tokenizing(
             config=config, source=config.source, tokenizer=tokenizers[tokenizer], context=context
         )
-        write_tokens(made.writer("tokens", recipe={"of": "tests"}), cut, lambda *_: None)
+        cut.write(made.writer("tokens", recipe={"of": "tests"}), lambda *_: None)
         return made.refresh()
 
     return make

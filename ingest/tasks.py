@@ -1,0 +1,169 @@
+"""Rows of tasks: pairs of prompts, clean and corrupt side by side, and their answers as a group beside the tokens.
+
+Both roles of a pair lie in one part, clean first, in sequences of equal length: position t of one is position t of the
+other. What is asked is asked behind the last token, so each sequence's last row has its answers; other rows have −1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ingest.errors import SourceError
+from ingest.plan import split_of
+from ingest.readers import vocabulary
+from ingest.tokens import special_ids
+from store import Document, Store, TokenSequence, TokensWriter
+from store.tables import column
+from store.tokens import FLAG_FIRST_OF_DOCUMENT, FLAG_SPECIAL
+
+if TYPE_CHECKING:
+    from ingest.config import TokensConfig
+    from ingest.contract import Array, TaskPair
+    from ingest.tokens import Progress
+
+ANSWERS = "answers"
+"""The group that holds them."""
+ROLES = ("clean", "corrupt")
+NAMES = ("correct", "wrong")
+
+
+@dataclass(kw_only=True)
+class Pairing:
+    """Turns pairs into sequences, from any one on."""
+
+    config: TokensConfig
+    tokenizer: Any
+    context: int
+
+    def __post_init__(self) -> None:
+        self._vocabulary = vocabulary(self.tokenizer)
+        self._special_ids = special_ids(self.tokenizer)
+
+    def pairs(self) -> Iterator[TaskPair]:
+        """Yield the source's pairs, each checked, no more than the rows that are wanted take."""
+        rows = 0
+        for pair in self.config.source.pairs(self._vocabulary, self._spell):
+            self._check(pair)
+            rows += 2 * len(pair.clean)
+            if self.config.rows is not None and rows > self.config.rows:
+                return
+            yield pair
+
+    def sequences(self, position: Any) -> Iterator[tuple[list[TokenSequence], int]]:
+        """Yield (both roles, position behind them); a position is the number of pairs, None the start."""
+        for number, pair in enumerate(self.pairs()):
+            if number >= (position or 0):
+                yield self._sequences(number, pair), number + 1
+
+    def _spell(self, text: str) -> Array:
+        found = self.tokenizer(text, add_special_tokens=False, return_attention_mask=False)
+        return np.array(found["input_ids"], np.int32)
+
+    def _check(self, pair: TaskPair) -> None:
+        clean, corrupt = np.asarray(pair.clean), np.asarray(pair.corrupt)
+        every = np.concatenate(
+            [clean.reshape(-1), corrupt.reshape(-1), list(pair.answers.values())]
+        )
+        if clean.ndim != 1 or clean.shape != corrupt.shape or not len(clean):
+            found = f"prompts of {clean.size} and {corrupt.size} tokens"
+        elif len(clean) > self.context:
+            found = f"{len(clean)} tokens, where a sequence has {self.context} at most"
+        elif set(pair.answers) != set(NAMES):
+            found = f"answers {', '.join(pair.answers) or 'of no name'}, not {' and '.join(NAMES)}"
+        elif every.min() < 0 or every.max() >= self._vocabulary.tokens:
+            found = f"ids from {every.min()} to {every.max()}, where the tokenizer has {self._vocabulary.tokens}"
+        else:
+            return
+        raise SourceError(
+            f"pair {pair.name!r} has {found}. What was committed before stands. Both prompts take equally many tokens, "
+            "and each answer is one.",
+            kind="bad-pair",
+            path=pair.name,
+        )
+
+    def _sequences(self, number: int, pair: TaskPair) -> list[TokenSequence]:
+        digest = hashlib.sha256(np.asarray(pair.clean, "<i4").tobytes()).hexdigest()
+        split = split_of(digest, self.config.split_seed)
+        found = []
+        for at, role in enumerate(ROLES):
+            ids = np.asarray(getattr(pair, role), np.int32)
+            document = Document(
+                doc_id=2 * number + at,
+                name=f"{pair.name}/{role}",
+                sha256=hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest(),
+                split=split,  # of a pair, so that no half of one is held out
+            )
+            flags = np.where(np.isin(ids, self._special_ids), FLAG_SPECIAL, 0).astype(np.uint16)
+            flags[0] |= FLAG_FIRST_OF_DOCUMENT
+            found.append(
+                TokenSequence(
+                    token_ids=ids,
+                    spans=[(document, 0, len(ids))],
+                    flags=flags,
+                    split=split,
+                    pair_id=number,
+                    role=role,
+                )
+            )
+        return found
+
+    def check(self) -> None:
+        """Raise ``corpus-empty`` unless the source makes at least one pair, or what is wrong with the first."""
+        if next(self.pairs(), None) is None:
+            raise SourceError(
+                f"the source {self.config.source.kind!r} makes no pair of at most {self.config.rows or 'any'} rows. "
+                "Nothing was written. Check its settings and --rows.",
+                kind="corpus-empty",
+            )
+
+    def write(self, writer: TokensWriter, progress: Progress) -> None:
+        """Write what is missing of the tokens group and seal it where the source ends."""
+        if writer.sealed:
+            return
+        with writer:
+            for sequences, position in self.sequences(writer.position):
+                writer.put(sequences, position=position)
+                progress("tokens", writer.rows, self.config.rows)
+            writer.seal()
+
+
+def write_answers(store: Store, pairing: Pairing) -> None:
+    """Write what is missing of the answers to the pairs of a store, and seal them."""
+    recipe = {
+        "schema": 1,
+        "tokens": store.groups["tokens"].recipe_hash,
+        "answers": list(NAMES),
+        "mask": None,
+    }
+    writer = store.writer(ANSWERS, columns=dict.fromkeys(NAMES, "int32"), recipe=recipe)
+    told: dict[str, Array] | None = None
+    with writer:
+        for part in store.view.parts("tokens"):
+            if writer.done(part):
+                continue
+            if told is None:
+                every = [pair.answers for pair in pairing.pairs()]
+                told = {name: np.array([one[name] for one in every], np.int32) for name in NAMES}
+            commit = store.view.commit("tokens", part)
+            data = store.view.table(commit, "sequences.parquet")
+            rows, pair_id = (column(data, name).astype(np.int64) for name in ("rows", "pair_id"))
+            last = np.cumsum(rows) - 1
+            values = {name: np.full(commit.rows, -1, np.int32) for name in NAMES}
+            for name in NAMES:
+                values[name][last] = told[name][pair_id]
+            base = part * store.part_stride
+            writer.put(np.arange(base, base + commit.rows), values)
+    store.refresh().seal(ANSWERS)
+
+
+def answers_of(store: Store, part: int) -> Mapping[str, Array] | None:
+    """Return the answers to a part's rows by name, ``int32[R]``, −1 where none is asked; None where there are none."""
+    if ANSWERS not in store.groups:
+        return None
+    data = store.view.table(store.view.commit(ANSWERS, part), "scalars.parquet")
+    return {name: column(data, name) for name in NAMES}
