@@ -18,6 +18,7 @@ import numpy as np
 
 from ingest.contract import Spell, TaskPair, Vocabulary
 from ingest.errors import SourceError
+from ingest.sources.prompts import Draw
 from ingest.sources.registry import SOURCES
 from store.schema import subseed
 
@@ -79,23 +80,19 @@ class Induction:
                 kind="vocabulary-too-small",
             )
         for number in range(self.sequences):
-            rng = np.random.Generator(np.random.Philox(key=subseed(self.seed, "induction", number)))
-            yield self._pair(number, rng, usual, vocabulary.bos)
+            draw = Draw(subseed(self.seed, "induction", number))
+            yield self._pair(number, draw, usual.tolist(), vocabulary.bos)
 
-    def _pair(self, number: int, rng: np.random.Generator, usual: np.ndarray, bos: int) -> TaskPair:
-        # Uniform numbers only: what `integers` and `choice` make of a seed may change with NumPy.
-        size = self.low + int(rng.random() * (self.high - self.low + 1))
-        said = 1 + int(
-            rng.random() * (size - 1)
-        )  # tokens of the second copy; one more is the answer
-        drawn = usual[np.argsort(rng.random(len(usual)), kind="stable")]
-        block, spare, wrong = drawn[:size], drawn[size], drawn[size + 1]
-        clean = np.concatenate([[bos], block, block[:said]]).astype(np.int32)
+    def _pair(self, number: int, draw: Draw, usual: list[int], bos: int) -> TaskPair:
+        size = self.low + draw.below(self.high - self.low + 1)
+        said = 1 + draw.below(size - 1)  # tokens of the second copy; the next is the answer
+        *block, spare, wrong = draw.several(usual, size + _SPARE)
+        clean = np.array([bos, *block, *block[:said]], np.int32)
         corrupt = clean.copy()
         corrupt[said if self.corruption == "key" else -1] = spare
         return TaskPair(
             name=f"induction/{self.seed}/{number:04d}/{self.corruption}",
             clean=clean,
             corrupt=corrupt,
-            answers={"correct": int(block[said]), "wrong": int(wrong)},
+            answers={"correct": block[said], "wrong": wrong},
         )
