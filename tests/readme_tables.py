@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.models import ADAPTERS
+from ingest.models.metrics import METRICS
 from ingest.sources import SOURCES
 from jobs.circuits import STATISTICS
 from jobs.dictionaries import VARIANTS
@@ -38,6 +39,7 @@ def of_registry(noun: str, registry: Registry) -> Callable[[], str]:
 TABLES: dict[str, Callable[[], str]] = {
     "sources": of_registry("source", SOURCES),
     "families": of_registry("model family", ADAPTERS),
+    "metrics": of_registry("metric", METRICS),
     "variants": of_registry("dictionary", VARIANTS),
     "statistics": of_registry("statistic", STATISTICS),
     "operations": of_registry("intervention", OPERATIONS),

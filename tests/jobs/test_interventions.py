@@ -345,7 +345,32 @@ def test_metrics_have_names_for_tables():
     assert metric_name(metric("nll")) == "nll"
     assert metric_name(metric("nll", span="second")) == "nll(second)"
     assert metric_name(metric("logit_diff")) == "logit_diff(correct,wrong)"
-    assert METRICS.names() == ["kl_to_clean", "logit_diff", "nll"]
+    assert metric_name(metric("prob", answers=("correct", "wrong"))) == "prob(correct+wrong)"
+
+
+def test_metrics_are_those_of_their_definitions(rng):
+    """In NumPy, at the last token that is no padding, or a span's."""
+    logits = rng.standard_normal((2, 6, 12))
+    answers = {"correct": torch.tensor([3, 4]), "wrong": torch.tensor([0, 1])}
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    spans = {"s": torch.tensor([[1, 3], [0, 2]])}
+    examples = Examples(ids=IDS, mask=mask, answers=answers, spans=spans)
+    for span, ends in (("", (5, 3)), ("s", (2, 1))):
+        z = logits[[0, 1], ends]
+        p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        correct, wrong, at = np.array([3, 4]), np.array([0, 1]), np.arange(2)
+        others = [np.delete(z[n], correct[n]).max() for n in at]
+        wanted = {
+            metric("logit", span=span): z[at, correct],
+            metric("logit_diff", span=span): z[at, correct] - z[at, wrong],
+            metric("prob", span=span): p[at, correct],
+            metric("prob", span=span, answers=("correct", "wrong")): p[at, correct] + p[at, wrong],
+            metric("entropy", span=span): -(p * np.log(p)).sum(1),
+            metric("margin", span=span): z[at, correct] - others,
+        }
+        for one, values in wanted.items():
+            found = one.value(torch.from_numpy(logits), examples, None)
+            np.testing.assert_allclose(found.numpy(), values, rtol=1e-12)
 
 
 @given(seed=st.integers(0, 99))

@@ -102,9 +102,22 @@ class Metric(Protocol):
 
 def metric_name(metric: Any) -> str:
     """Return a metric's name in tables: ``nll(second)``, ``logit_diff(correct,wrong)``."""
-    values = [str(getattr(metric, f.name)) for f in dataclasses.fields(metric)]
+    held = [getattr(metric, f.name) for f in dataclasses.fields(metric)]
+    values = ["+".join(one) if isinstance(one, tuple) else str(one) for one in held]
     named_values = ",".join(value for value in values if value)
     return f"{to_json(metric)['kind']}({named_values})" if named_values else str(metric.kind)
+
+
+def last_logits(logits_BTV: Tensor, examples: Examples, span: str) -> Tensor:
+    """Return the logits behind a span's last token (the last of all for ``""``), wide, ``[B, V]``."""
+    rows = torch.arange(len(logits_BTV), device=logits_BTV.device)
+    return wide(logits_BTV[rows, examples.last(span)])
+
+
+def of_answer(values_BV: Tensor, examples: Examples, answer: str) -> Tensor:
+    """Return the values at each example's token of that name ``[B]``."""
+    rows = torch.arange(len(values_BV), device=values_BV.device)
+    return values_BV[rows, named(examples.answers, answer, "answer")]
 
 
 def named(held: Mapping[str, Tensor], name: str, what: str) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+from ingest.models.metrics.contract import METRICS, Examples, last_logits, of_answer
 
-from ingest.models.metrics.contract import METRICS, Examples, named, wide
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @METRICS.register("logit_diff")
@@ -32,8 +32,8 @@ class LogitDiff:
     def value(self, logits_BTV: Tensor, examples: Examples, clean_BTV: Tensor | None) -> Tensor:
         """Return the difference of each example ``[B]``."""
         del clean_BTV
-        rows = torch.arange(len(logits_BTV), device=logits_BTV.device)
-        logits_BV = wide(logits_BTV[rows, examples.last(self.span)])
-        correct = named(examples.answers, self.correct, "answer")
-        wrong = named(examples.answers, self.wrong, "answer")
-        return logits_BV[rows, correct] - logits_BV[rows, wrong]
+        logits_BV = last_logits(logits_BTV, examples, self.span)
+        correct, wrong = (
+            of_answer(logits_BV, examples, name) for name in (self.correct, self.wrong)
+        )
+        return correct - wrong
