@@ -13,6 +13,7 @@ from store.memory import MemoryStorage
 from store.objects import object_schema
 from store.schema import Column, Group
 from store.storage import each
+from store.summary import float32_of_bits
 from store.view import View
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -266,8 +267,10 @@ def _target(out: Array | None, rows: int, spec: Column, *, raw: bool) -> Array:
 
 
 def decoded(out: Array, spec: Column, *, raw: bool) -> Array:
-    """Return a table's values as callers see them: bfloat16, which is rounded float32 there, as bits where ``raw``."""
-    if raw and spec.dtype == "bfloat16":
+    """Return stored values as callers see them: bfloat16 widened to float32, or as bits where ``raw``."""
+    if spec.bits and not raw:
+        return float32_of_bits(out)
+    if raw and spec.dtype == "bfloat16" and not spec.bits:  # a table's values are rounded already
         return (out.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     return out
 

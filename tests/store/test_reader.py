@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import store
 from store import InvalidInputError, NotFoundError
+from store.rows import decoded
 from store.testing.faults import plant
 from store.testing.small import DENSE, LENGTHS, SCALARS, codes_of, fill, tokens_store, values_of
 
@@ -45,6 +46,17 @@ def test_raw_gives_the_bits_of_bfloat16_in_shards_and_tables(opened, name):
     assert bits.dtype == np.uint16
     assert np.array_equal((bits.astype(np.uint32) << 16).view(np.float32), opened.read(name))
     assert np.array_equal(opened.gather(name, opened.row_ids()[::-1], raw=True), bits[::-1])
+
+
+@pytest.mark.parametrize("name", ["acts:h", "labels:triple", "acts:f"])
+def test_stored_values_are_returned_as_both_kinds_of_columns_are(opened, name):
+    column = opened.column(name)
+    read = opened.read(name)
+    stored = opened.read(name, raw=True) if column.bits else read
+    for raw in (False, True):
+        found = decoded(stored, column, raw=raw)
+        assert np.array_equal(found, opened.read(name, raw=raw))
+        assert found.dtype == opened.read(name, raw=raw).dtype
 
 
 def test_row_ids_are_unique_ascending_and_name_their_part(opened):
