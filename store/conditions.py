@@ -1,4 +1,4 @@
-"""Conditions on columns of tables: which rows a filter keeps."""
+"""Conditions on columns of tables: which rows a filter keeps; beside ``store.tables`` the only door to pyarrow."""
 
 from __future__ import annotations
 

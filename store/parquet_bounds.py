@@ -9,11 +9,12 @@ fields ascend, none comes twice, and those that count are of the type they are d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_TEXT_BYTES = (1 << 31) - 1
 """Text of a file: Arrow counts that of a column in 31 bits."""
-MAX_FOOTER_BYTES = 16 << 20
+MAX_FOOTER_BYTES = 2 << 20
+"""Of a table of a thousand columns, or of a thousand row groups, it is a few hundred kilobytes."""
 VALUES_A_ROW = 16
 """Values a row has in one column at most: wider ones lie in shards (format 1, §3)."""
 _SLACK_BYTES = 1 << 12  # levels and headers of a column chunk with few values
@@ -34,21 +35,22 @@ _ENCODINGS = {
 }  # plain, dictionary (of old), run lengths, dictionary: bytes that are there, as often as said
 _MAGIC = b"PAR1"
 _I32, _I64, _BINARY, _LIST, _STRUCT = 5, 6, 8, 9, 12
+_BITS = {4: 16, _I32: 32, _I64: 64}
 Fields = dict[int, tuple[int, Any]]
 """Fields of a struct by number: their type and value; of a list the type of what is in it, too."""
 
 
-def check_file(data: Any, rows: int, values_a_row: int = VALUES_A_ROW) -> list[tuple[int, str]]:
+class Text(NamedTuple):
+    """What a file's columns of text may still become."""
+
+    suspects: list[tuple[int, int]]
+    """Row group and column of chunks whose dictionaries may repeat: how much they become, their values say alone."""
+    left: int
+    """Bytes they may become together."""
+
+
+def check_file(data: Any, rows: int) -> Text:
     """Raise unless the bytes of a Parquet file hold at most so many rows, and become no more than these can take.
-
-    Parameters
-    ----------
-    values_a_row
-        Values a row may have in one column.
-
-    Returns
-    -------
-    Row group and name of columns of text that may still become too much, because a dictionary's may repeat.
 
     Raises
     ------
@@ -60,34 +62,66 @@ def check_file(data: Any, rows: int, values_a_row: int = VALUES_A_ROW) -> list[t
     if not 0 <= held <= rows:
         msg = f"it holds {held} rows, {rows} at most belong there"
         raise ValueError(msg)
-    if any(
-        _number(leaf, 1, _I32) == _FIXED and _number(leaf, 2, _I32) != _VALUE_BYTES[_FIXED]
-        for leaf in _structs(footer, 2)
-        if 1 in leaf
-    ):
-        msg = "it has values of a fixed length that no table has"
-        raise ValueError(msg)
-    found, left, text, seen = list[tuple[int, str]](), len(memoryview(data)), MAX_TEXT_BYTES, 0
+    leaves = _leaves(footer)
+    # Of every chunk of text: the bytes of its pages, and those if its dictionary's longest came in every row.
+    texts = dict[tuple[int, int], tuple[int, int]]()
+    left, seen = len(memoryview(data)), 0
     for number, group in enumerate(_structs(footer, 4)):
         mine = _number(group, 3, _I64)
         seen += mine
         if mine < 0 or seen > held:
             msg = f"row group {number} claims {mine} rows"
             raise ValueError(msg)
-        for meta in _columns(group, number):
+        columns = list(_columns(group, number))
+        if len(columns) != len(leaves):
+            msg = f"row group {number} has {len(columns)} columns, the file {len(leaves)}"
+            raise ValueError(msg)
+        for at, (meta, kind) in enumerate(zip(columns, leaves, strict=True)):
             left -= _number(meta, 7, _I64)
             if left < 0 or _number(meta, 7, _I64) < 0:
                 msg = "its columns are larger than it"
                 raise ValueError(msg)
-            size, suspect = _checked(data, meta, number, values_a_row * mine)
-            text -= size
-            if suspect:
-                found.append((number, _name(meta)))
-    if text < 0 or seen != held:
-        msg = (
-            f"its row groups hold {seen} rows of {held}, and text of {MAX_TEXT_BYTES - text} bytes"
-        )
+            place = f"column {at} of row group {number}"
+            if _number(meta, 1, _I32) != kind:
+                msg = f"{place} is of type {_number(meta, 1, _I32)}, where the file says {kind}"
+                raise ValueError(msg)
+            sizes = _checked(data, meta, kind, mine, place)
+            if kind == _TEXT:
+                texts[number, at] = sizes
+    if seen != held:
+        msg = f"its row groups hold {seen} rows of {held}"
         raise ValueError(msg)
+    return _text(texts)
+
+
+def _text(texts: dict[tuple[int, int], tuple[int, int]]) -> Text:
+    """Return what is still to be counted of columns of text; nothing where even the most of it is little."""
+    if sum(max(sizes) for sizes in texts.values()) <= MAX_TEXT_BYTES:
+        return Text([], MAX_TEXT_BYTES)
+    suspects = [where for where, (total, most) in texts.items() if most > total]
+    left = MAX_TEXT_BYTES - sum(
+        total for where, (total, _) in texts.items() if where not in set(suspects)
+    )
+    if left < 0:
+        msg = f"its text takes {MAX_TEXT_BYTES - left} bytes, {MAX_TEXT_BYTES} at most"
+        raise ValueError(msg)
+    return Text(suspects, left)
+
+
+def _leaves(footer: Fields) -> list[int]:
+    """Return the types of the columns, in the order of each row group's."""
+    found = []
+    for leaf in _structs(footer, 2):
+        if 1 not in leaf:
+            continue  # a group of others
+        kind = _number(leaf, 1, _I32)
+        if kind != _TEXT and kind not in _VALUE_BYTES:
+            msg = f"a column of it is of type {kind}, as no table's"
+            raise ValueError(msg)
+        if kind == _FIXED and _number(leaf, 2, _I32) != _VALUE_BYTES[_FIXED]:
+            msg = "it has values of a fixed length that no table has"
+            raise ValueError(msg)
+        found.append(kind)
     return found
 
 
@@ -99,35 +133,21 @@ def _columns(group: Fields, number: int) -> Iterator[Fields]:
         yield chunk[3][1]
 
 
-def _name(meta: Fields) -> str:
-    kind, path = meta.get(3, (0, []))
-    return (
-        ".".join(part.decode(errors="replace") for part in path[1])
-        if kind == _LIST and path[0] == _BINARY
-        else ""
-    )
-
-
-def _checked(data: Any, meta: Fields, number: int, most_values: int) -> tuple[int, bool]:
-    """Return the bytes of text in a column chunk, and whether they may repeat too often."""
-    values, kind = _number(meta, 5, _I64), _number(meta, 1, _I32)
-    place = f"column {_name(meta)!r} of row group {number}"
-    if not 0 <= values <= most_values:
-        msg = f"{place} claims {values} values, {most_values} at most"
-        raise ValueError(msg)
-    if values == 0:
-        return 0, False  # no page of it is read
-    width = _VALUE_BYTES.get(kind)
-    if width is None and kind != _TEXT:
-        msg = f"{place} is of type {kind}, as no table's"
+def _checked(data: Any, meta: Fields, kind: int, rows: int, place: str) -> tuple[int, int]:
+    """Return the bytes that a column chunk's pages become, and those that its dictionary may, coming again and again."""
+    values = _number(meta, 5, _I64)
+    if not rows <= values <= VALUES_A_ROW * rows:
+        msg = f"{place} claims {values} values in {rows} rows"
         raise ValueError(msg)
     # Values, or a dictionary of them and places in it; and two levels.
-    most = MAX_TEXT_BYTES if width is None else values * (2 * width + 12) + _SLACK_BYTES
+    most = (
+        MAX_TEXT_BYTES if kind == _TEXT else values * (2 * _VALUE_BYTES[kind] + 12) + _SLACK_BYTES
+    )
     total = longest = counted = 0
-    for page, count, size in _pages(data, meta, place):
+    for page, count, size in _pages(data, meta, place) if values else ():
         total += size
         if page == _DICTIONARY_PAGE:
-            longest += size
+            longest = size
         else:
             counted += count
     if total > most:
@@ -136,16 +156,18 @@ def _checked(data: Any, meta: Fields, number: int, most_values: int) -> tuple[in
     if counted != values:
         msg = f"{place} has pages of {counted} values where it claims {values}"
         raise ValueError(msg)
-    text = total if width is None else 0
-    return text, width is None and longest * values > MAX_TEXT_BYTES
+    return total, longest * values
 
 
 def _pages(data: Any, meta: Fields, place: str) -> Iterator[tuple[int, int, int]]:
     """Yield each page of a column chunk: its kind, its values, and the bytes it says it becomes."""
     view = memoryview(data)
     first = _number(meta, 9, _I64)
-    dictionary = _number(meta, 11, _I64) if 11 in meta else 0
-    at = dictionary if 0 < dictionary < first else first
+    at = _number(meta, 11, _I64) if 11 in meta else first
+    if 11 in meta and not 0 < at < first:  # readers differ in where they begin
+        msg = f"{place} has its dictionary behind its values"
+        raise ValueError(msg)
+    begin = at
     end = at + _number(meta, 7, _I64)
     if not 0 <= at <= end <= len(view):
         msg = f"{place} lies outside the file"
@@ -160,6 +182,9 @@ def _pages(data: Any, meta: Fields, place: str) -> Iterator[tuple[int, int, int]
         said = header.get(inside, (0, {}))
         if said[0] != _STRUCT or _number(said[1], encoding, _I32) not in _ENCODINGS:
             msg = f"a page of {place} is coded as no table's"
+            raise ValueError(msg)
+        if kind == _DICTIONARY_PAGE and at != begin:
+            msg = f"{place} has a dictionary behind its first page"
             raise ValueError(msg)
         count = _number(said[1], values, _I32)
         if count < 0 or (count == 0 and kind != _DICTIONARY_PAGE):
@@ -221,13 +246,16 @@ def _struct(data: bytes, at: int) -> tuple[Fields, int]:
     field = 0
     while (head := data[at]) != 0:
         kind = head & 15
+        if not kind:  # some readers stop here, and some do not
+            msg = "a struct of its metadata ends as none does"
+            raise ValueError(msg)
         if head > 15:
             field += head >> 4
             at += 1
         else:
             last = field
-            field, at = _zigzag(data, at + 1)
-            if not last < field < 1 << 15:
+            field, at = _zigzag(data, at + 1, 16)
+            if field <= last:
                 msg = "fields of its metadata do not ascend"
                 raise ValueError(msg)
         if 4 <= kind <= 6 and (byte := data[at]) < 0x80:  # most of all values
@@ -236,7 +264,7 @@ def _struct(data: bytes, at: int) -> tuple[Fields, int]:
         elif kind == _BINARY and (byte := data[at]) < 0x80:
             at += 1 + byte  # where that is behind the end, nothing follows: an IndexError
             fields[field] = kind, data[at - byte : at]
-        elif kind <= 2:  # a boolean is its type
+        elif kind in {1, 2}:  # a boolean is its type
             fields[field] = kind, kind == 1
         else:
             value, at = _value(data, at, kind)
@@ -245,8 +273,8 @@ def _struct(data: bytes, at: int) -> tuple[Fields, int]:
 
 
 def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
-    if kind in {4, _I32, _I64}:
-        return _zigzag(data, at)
+    if kind in _BITS:
+        return _zigzag(data, at, _BITS[kind])
     if kind == _BINARY:
         length, at = _varint(data, at)
         if at + length > len(data):
@@ -289,6 +317,9 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     return value | byte << shift, at + 1
 
 
-def _zigzag(data: bytes, at: int) -> tuple[int, int]:
+def _zigzag(data: bytes, at: int, bits: int) -> tuple[int, int]:
     value, at = _varint(data, at)
+    if value >> bits:  # what another reader keeps of it may be anything
+        msg = f"its metadata has a number of more than {bits} bits"
+        raise ValueError(msg)
     return (value >> 1) ^ -(value & 1), at

@@ -18,7 +18,9 @@ from store.storage import Storage
 
 FORMAT_VERSION = 1
 MAX_DEPTH = 128
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_STRING = re.compile(
+    rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL
+)  # possessive: one that does not end costs no second try
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 MAX_RECORD_BYTES = 16 << 20  # a record larger than this is refused before it is parsed
 
@@ -222,15 +224,14 @@ def _parse_hashed(data: bytes, where: str) -> dict[str, Any]:
 
 def _shallow(data: bytes) -> bool:
     """Return whether lists and objects are nested no deeper than what walks them can go."""
-    return _depth(data) <= MAX_DEPTH or _depth(_STRING.sub(b"", data)) <= MAX_DEPTH
-
-
-def _depth(data: bytes) -> int:
-    depth = deepest = 0
-    for byte in data.translate(None, _NO_BRACKETS):
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return True
+    depth = 0
+    for byte in _STRING.sub(b"", data).translate(None, _NO_BRACKETS):
         depth += 1 if byte in b"[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
+        if depth > MAX_DEPTH:
+            return False
+    return True
 
 
 def _refuse_number(text: str) -> Any:

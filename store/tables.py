@@ -1,6 +1,6 @@
 """Parquet tables: schemas, and bytes in and out.
 
-The door to pyarrow. Files are small enough to be read whole, so size and crc32c of all bytes are
+The door to pyarrow, with ``store.conditions``. Files are small enough to be read whole, so size and crc32c of all bytes are
 checked before any decoder sees them (Polars checks no page checksums).
 """
 
@@ -155,11 +155,7 @@ def encode(data: Any) -> bytes:
     """
     text = sum(column.nbytes for column in data.columns if pa.types.is_string(column.type))
     if text > parquet_bounds.MAX_TEXT_BYTES:
-        raise InvalidInputError(
-            f"a table would hold {text:,} bytes of text; readers take {parquet_bounds.MAX_TEXT_BYTES:,}. Nothing of it was "
-            "written; committed parts stand. Make the store with smaller part_rows.",
-            kind="table-too-large",
-        )
+        raise _too_large(f"{text:,} bytes of text")
     sink = io.BytesIO()
     pq.write_table(
         data,
@@ -169,16 +165,24 @@ def encode(data: Any) -> bytes:
         write_statistics=True,
         write_page_checksum=True,
     )
-    return sink.getvalue()
+    found = sink.getvalue()
+    try:
+        check_bytes(found, "a table", len(data))
+    except CorruptError as error:
+        raise _too_large(error.message) from error
+    return found
 
 
-def check_bytes(
-    data: bytes,
-    where: str,
-    rows: int,
-    schema: Any = None,
-    values_a_row: int = parquet_bounds.VALUES_A_ROW,
-) -> None:
+def _too_large(found: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"a table was to be written that readers would refuse: {found} (of text they take "
+        f"{parquet_bounds.MAX_TEXT_BYTES:,} bytes). Nothing of it was written; committed parts stand. Make the store with "
+        "smaller part_rows.",
+        kind="table-too-large",
+    )
+
+
+def check_bytes(data: bytes, where: str, rows: int, schema: Any = None) -> None:
     """Raise ``table-damaged`` unless Parquet bytes are a table of so many rows at most, and become no more than they take.
 
     Parameters
@@ -187,28 +191,37 @@ def check_bytes(
         Its columns; None where any may be there.
     """
     with _readable(where):
-        suspects = parquet_bounds.check_file(data, rows, values_a_row)
+        text = parquet_bounds.check_file(data, rows)
         if schema is not None:
             with pq.ParquetFile(pa.BufferReader(data)) as file:
                 if not file.schema_arrow.equals(schema):
                     held = ", ".join(f"{one.name} {one.type}" for one in file.schema_arrow)
                     msg = f"its columns are {held[:200]}"
                     raise ValueError(msg)
-        for group, name in suspects:
-            _check_text(data, group, name)
+        if text.suspects:
+            _check_text(data, text)
 
 
-def _check_text(data: bytes, group: int, name: str) -> None:
-    """Raise where the texts of a dictionary, each as often as it is named, are too long together."""
-    with pq.ParquetFile(pa.BufferReader(data), read_dictionary=[name]) as file:
-        chunks = file.read_row_group(group, columns=[name], use_threads=False).column(0).chunks
-    most = parquet_bounds.MAX_TEXT_BYTES
-    if not all(pa.types.is_dictionary(piece.type) for piece in chunks):
-        msg = f"{name} of row group {group} is no column of text"
+def _check_text(data: bytes, text: parquet_bounds.Text) -> None:
+    """Raise where the texts of dictionaries, each as often as it is named, are too long together."""
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        names = [file.metadata.schema.column(at).path for at in range(len(file.metadata.schema))]
+    if len(set(names)) != len(names):
+        msg = f"columns of it have one name: {', '.join(names)[:200]}"
         raise ValueError(msg)
-    lengths = (pc.take(pc.binary_length(piece.dictionary), piece.indices) for piece in chunks)
-    if (total := sum(pc.sum(some).as_py() or 0 for some in lengths)) > most:
-        msg = f"{name} of row group {group} would take {total} bytes, {most} at most"
+    left = text.left
+    for group, at in text.suspects:
+        with pq.ParquetFile(pa.BufferReader(data), read_dictionary=[names[at]]) as file:
+            some = file.read_row_group(group, columns=[names[at]], use_threads=False)
+        for piece in some.column(0).chunks:
+            if not pa.types.is_dictionary(piece.type):
+                msg = f"{names[at]} is no column of text"
+                raise ValueError(msg)
+            lengths = pc.take(pc.binary_length(piece.dictionary), piece.indices)
+            left -= pc.sum(lengths).as_py() or 0
+    if left < 0:
+        most = parquet_bounds.MAX_TEXT_BYTES
+        msg = f"its texts would take {most - left} bytes, {most} at most"
         raise ValueError(msg)
 
 

@@ -120,13 +120,6 @@ def test_a_header_that_says_a_size_twice_is_refused():
         check_file(data, 100)
 
 
-def test_bounds_do_not_slow_with_pages_that_hold_nothing():
-    chunk = {1: (5, 1), 5: (6, 1), 7: (6, 40), 9: (6, 0)}
-    page = bytes.fromhex("15001500150005" + "2c15001500150600" + "00")[:-1]
-    with pytest.raises(ValueError):  # noqa: PT011
-        list(parquet_bounds._pages(page * 1000, chunk, "x"))
-
-
 def test_bombs_are_refused_without_the_memory_they_ask_for():
     """In a process that may have half a gigabyte more than it needs to start."""
     code = textwrap.dedent(

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from store.parquet_bounds import _header, _parsed, check_file
+from store import CorruptError, tables
+from store.parquet_bounds import MAX_TEXT_BYTES, _header, _parsed, check_file
 
 ROWS = 300
 I32, I64, BINARY, LIST, STRUCT = 5, 6, 8, 9, 12
@@ -95,6 +96,11 @@ def meta(footer, column=ROW):
     return group(footer)[1][1][1][column][3][1]
 
 
+def leaf(footer):
+    """What the file's schema says of the first column; the root comes before it."""
+    return footer[2][1][1][1]
+
+
 def put(fields, number, value, kind=None):
     fields[number] = (fields[number][0] if kind is None else kind, value)
 
@@ -120,10 +126,26 @@ FOOTERS = {
     "bytes-behind-the-end": (lambda f: put(meta(f), 9, 1 << 40), "outside the file"),
     "bytes-before-it": (lambda f: put(meta(f), 9, -(1 << 40)), "outside the file"),
     "values-below-zero": (lambda f: put(meta(f), 5, -1), "claims -1 values"),
+    "no-values": (lambda f: put(meta(f), 5, 0), "claims 0 values in 300 rows"),
     "values-of-more": (lambda f: put(meta(f), 5, ROWS * 16 + 1), "claims 4801 values"),
-    "values-of-fewer": (lambda f: put(meta(f), 5, ROWS - 1), "pages of 300 values"),
-    "a-type-no-table-has": (lambda f: put(meta(f), 1, 3), "is of type 3"),
+    "values-of-fewer": (lambda f: put(meta(f), 5, ROWS - 1), "claims 299 values in 300 rows"),
+    "values-of-one-more": (lambda f: put(meta(f), 5, ROWS + 1), "pages of 300 values"),
+    "a-type-no-table-has": (lambda f: put(leaf(f), 1, 3), "is of type 3, as no table"),
+    "a-length-no-table-has": (
+        lambda f: leaf(f).update({1: (I32, 7), 2: (I32, 30_000)}),
+        "fixed length that no table has",
+    ),
+    "a-type-of-its-own": (
+        lambda f: put(meta(f, TEXT), 1, 1),
+        "is of type 1, where the file says 6",
+    ),
     "a-type-missing": (lambda f: meta(f).pop(1), "number 1 .* missing"),
+    "columns-of-fewer": (lambda f: group(f)[1][1][1].pop(), "has 1 columns, the file 2"),
+    "a-dictionary-behind": (
+        lambda f: put(meta(f, TEXT), 11, meta(f, TEXT)[9][1] + 1),
+        "dictionary behind its values",
+    ),
+    "a-dictionary-at-zero": (lambda f: put(meta(f, TEXT), 11, 0), "dictionary behind its values"),
 }
 
 
@@ -131,17 +153,6 @@ FOOTERS = {
 def test_a_footer_that_lies_is_refused(change, said):
     with pytest.raises(ValueError, match=said):
         check_file(with_footer(written(), change), ROWS)
-
-
-def test_a_column_without_values_has_no_page_that_is_read():
-    data = with_footer(written(), lambda footer: put(meta(footer), 5, 0))
-    assert check_file(data, ROWS) == []
-
-
-def test_what_a_column_is_called_does_not_matter():
-    """Bounds are those of the type; Arrow refuses a file of other columns."""
-    data = with_footer(written(), lambda footer: put(meta(footer), 3, (I32, [1])))
-    assert check_file(data, ROWS) == []
 
 
 PAGES = {
@@ -167,7 +178,83 @@ def test_a_page_that_lies_is_refused(column, change, said):
 def test_a_dictionary_that_may_come_too_often_is_told():
     """Each of its texts is short enough; whether so many are, only their lengths say."""
     data = with_page(written(), TEXT, lambda header: put(header, 2, 1 << 24))
-    assert check_file(data, ROWS) == [(0, "text")]
+    found = check_file(data, ROWS)
+    assert found.suspects == [(0, TEXT)]
+    assert found.left == MAX_TEXT_BYTES
+    assert check_file(written(), ROWS).suspects == []
+
+
+def test_text_is_counted_over_all_of_a_file(monkeypatch):
+    """Not by row group, and not by column: one is as good as another to whoever fills them."""
+    sink = io.BytesIO()
+    texts = {name: [f"{n % 50:05d}" for n in range(3000)] for name in "abc"}
+    pq.write_table(pa.table(texts), sink, compression="zstd", row_group_size=500)
+    data = sink.getvalue()
+    tables.check_bytes(data, "here", 3000)
+    monkeypatch.setattr("store.parquet_bounds.MAX_TEXT_BYTES", 3 * 3000 * 5)
+    assert len(check_file(data, 3000).suspects) == 18
+    tables.check_bytes(data, "here", 3000)
+    monkeypatch.setattr("store.parquet_bounds.MAX_TEXT_BYTES", 3 * 3000 * 5 - 1)
+    with pytest.raises(CorruptError, match="its texts would take 45000 bytes, 44999 at most"):
+        tables.check_bytes(data, "here", 3000)
+
+
+def test_plain_text_beside_a_dictionary_counts_too(monkeypatch):
+    sink = io.BytesIO()
+    texts = {"a": ["x" * 90] * 400, "b": [f"{n:09d}" * 10 for n in range(400)]}
+    pq.write_table(pa.table(texts), sink, use_dictionary=["a"])
+    data = sink.getvalue()
+    monkeypatch.setattr("store.parquet_bounds.MAX_TEXT_BYTES", 60_000)
+    with pytest.raises(CorruptError, match="would take"):
+        tables.check_bytes(data, "here", 400)
+    monkeypatch.setattr("store.parquet_bounds.MAX_TEXT_BYTES", 30_000)
+    with pytest.raises(CorruptError, match="at most"):
+        tables.check_bytes(data, "here", 400)
+
+
+def test_columns_of_one_name_are_refused_where_they_would_be_counted_by_it(monkeypatch):
+    sink = io.BytesIO()
+    data = pa.table([["x" * 50] * 400, ["y"] * 400], names=["a", "a"])
+    pq.write_table(data, sink)
+    monkeypatch.setattr("store.parquet_bounds.MAX_TEXT_BYTES", 10_000)
+    with pytest.raises(CorruptError, match="have one name"):
+        tables.check_bytes(sink.getvalue(), "here", 400)
+
+
+def test_what_a_column_s_metadata_calls_it_does_not_matter():
+    """Arrow goes by the file's schema; so does what is counted."""
+    bomb = texts_of(1, 4000, 600_000)
+    renamed = with_footer(bomb, lambda footer: put(meta(footer), 3, (BINARY, [b"name"])))
+    for data in (bomb, renamed):
+        with pytest.raises(CorruptError, match="would take 2400000000 bytes"):
+            tables.check_bytes(data, "here", 4000)
+
+
+def texts_of(distinct, rows, length):
+    some = pa.array([f"{n:0{length}d}" for n in range(distinct)])
+    data = pa.DictionaryArray.from_arrays(
+        pa.array(np.arange(rows, dtype=np.int32) % distinct), some
+    )
+    sink = io.BytesIO()
+    options = {"dictionary_pagesize_limit": 1 << 30, "compression": "zstd", "store_schema": False}
+    pq.write_table(pa.table({"text": data}), sink, **options)
+    return sink.getvalue()
+
+
+def test_a_second_dictionary_is_refused_and_pages_that_hold_nothing():
+    """They cost no values, so there is no end to them."""
+    data = written()
+    held = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0).column(TEXT)
+    first, second = held.dictionary_page_offset, held.data_page_offset
+    page = data[first:second]
+
+    def longer(footer):
+        put(meta(footer, TEXT), 7, meta(footer, TEXT)[7][1] + len(page))
+        put(meta(footer, TEXT), 9, meta(footer, TEXT)[9][1] + len(page))
+
+    twice = with_footer(data[:first] + page + data[first:], longer)
+    with pytest.raises(ValueError, match="dictionary behind its first page"):
+        check_file(twice, ROWS)
 
 
 ENDS = {
@@ -192,13 +279,16 @@ THRIFT = {
     "long-text-behind-the-end": (b"\x18\x85\x01ab", "does not end"),
     "text-in-a-list-behind-the-end": (b"\x19\x18\x05ab", "does not end"),
     "half-a-double": (b"\x17\x00\x00", "does not end"),
-    "a-number-of-80-bits": (b"\x15" + b"\xff" * 11 + b"\x00", "more than 64 bits"),
+    "a-number-of-80-bits": (b"\x16" + b"\xff" * 11 + b"\x00", "more than 64 bits"),
+    "a-number-of-65-bits": (b"\x16" + b"\xff" * 9 + b"\x03\x00", "more than 64 bits"),
+    "a-number-of-33-bits": (b"\x15" + b"\xff" * 4 + b"\x1f\x00", "more than 32 bits"),
+    "ends-as-none": (b"\x15\x02\x10", "ends as none does"),
     "a-number-that-goes-on": (b"\x16\xff", "does not end"),
     "an-unknown-type": (b"\x1e\x00", "type 14"),
     "a-map": (b"\x1b\x00", "type 11"),
     "descending": (b"\x35\x00\x05\x02\x00", "ascend"),
     "twice": (b"\x35\x00\x05\x06\x00", "ascend"),
-    "far": (b"\x05\x80\x80\x04\x00", "ascend"),
+    "far": (b"\x05\x80\x80\x04\x00", "more than 16 bits"),
     "deep": (b"\x1c" * 5000, "does not end"),
 }
 
