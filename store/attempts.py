@@ -18,8 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from store import layout
-from store.commits import Commit, Item, check_counts, exists, load_commit
-from store.errors import InvalidInputError, NotFoundError, StoreError, UnavailableError
+from store.commits import Commit, Item, check_commit, exists, load_commit
+from store.errors import (
+    CorruptError,
+    InvalidInputError,
+    NotFoundError,
+    StoreError,
+    UnavailableError,
+)
 from store.records import make_record
 from store.schema import Column, Group
 from store.shards import ShardWriter, identity, zarr_json
@@ -130,7 +136,7 @@ class Attempt:
         key = layout.commit_key(self.group.name, self.part, self.n)
         data, digest = make_record("commit", self.store_id, body)
         commit = Commit.from_record({**body, "self": digest}, key)
-        check_counts(commit, self.group)
+        self._check_readable(commit)
         check(commit)
         self._offered = True
         try:
@@ -144,6 +150,20 @@ class Attempt:
         if winner.attempt != self.id:
             self.drop()
         return winner
+
+    def _check_readable(self, commit: Commit) -> None:
+        """Raise where readers would refuse the commit: its record could never be taken back."""
+        try:
+            check_commit(commit, self.group, self.stride_rows)
+        except CorruptError as error:
+            raise InvalidInputError(
+                f"part {self.part} of group {self.group.name!r} was to be committed in a form that readers refuse: "
+                f"{error.message} Nothing was committed; other parts stand. Put what the group declares, in smaller parts "
+                "where it is too much.",
+                kind="part-refused",
+                group=self.group.name,
+                part=self.part,
+            ) from error
 
     def _check_kept(self) -> None:
         """Raise where gc took this attempt for a dead one: no record may name what is gone."""

@@ -52,21 +52,25 @@ class _Loan:
 class Pool:
     """Arrays whose memory is lent again once nothing looks at it any more, views and tensors included.
 
-    Memory goes with the pool: what is lent when the pool is dropped is freed by whoever drops it last.
+    Memory goes with the pool: what is lent when the pool is dropped is freed by whoever drops it last. Threads may share one.
     """
 
     def __init__(self) -> None:
         self.free: list[Array] = []
+        self._lock = threading.Lock()
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return an array of undefined contents that is the caller's alone."""
         dtype = np.dtype(dtype)
         size = math.prod(shape) * dtype.itemsize
-        fitting = [at for at, held in enumerate(self.free) if len(held) >= size]
-        if fitting:
-            memory = self.free.pop(min(fitting, key=lambda at: len(self.free[at])))
-        else:
-            self.free.clear()  # too small for what is asked now, so for what follows
+        with self._lock:  # a loan that ends meanwhile only adds to what is free
+            fitting = [at for at, held in enumerate(self.free) if len(held) >= size]
+            memory = (
+                self.free.pop(min(fitting, key=lambda at: len(self.free[at]))) if fitting else None
+            )
+            if memory is None:
+                self.free.clear()  # too small for what is asked now, so for what follows
+        if memory is None:
             memory = np.empty(size, np.uint8)
         lent: Array = np.asarray(_Loan(memory, self))[:size].view(dtype)
         return lent.reshape(shape)

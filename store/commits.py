@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from store import layout
-from store.errors import (
-    CorruptError,
-    NotFoundError,
-)
+from store.errors import CorruptError, NotFoundError
 from store.partials import partial_path
 from store.records import foreign_record, load_record, make_record
 from store.schema import Group
@@ -155,7 +152,7 @@ def check_commit(commit: Commit, group: Group, stride_rows: int) -> None:
             group=commit.group,
             part=commit.part,
         )
-    check_counts(commit, group)
+    _check_counts(commit, group)
     if missing := sorted(expected_objects(group) - set(commit.objects)):
         raise CorruptError(
             f"the commit of {place} does not list {', '.join(missing)}. None of its rows were returned. "
@@ -174,7 +171,7 @@ def check_commit(commit: Commit, group: Group, stride_rows: int) -> None:
         )
 
 
-def check_counts(commit: Commit, group: Group) -> None:
+def _check_counts(commit: Commit, group: Group) -> None:
     """Raise where an object claims more rows than its part can have, or a table more bytes than are read."""
     place = f"part {commit.part} of group {commit.group!r}"
     for path, item in commit.objects.items():

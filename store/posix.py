@@ -77,7 +77,9 @@ class PosixStorage:
     """Files below one folder, durable and atomic."""
 
     call_bytes = 512 << 10
-    """Half of what a core's second cache holds today: the less is read at once, the more often it is asked for."""
+    """What is read at once is to be in the processor's cache when it is copied on; the less it is, the more often it is asked
+    for. Of 1 byte (chunk by chunk), 256 KiB, 512 KiB and 1 MiB, rows of 768 bytes came 0.58, 0.57, 0.57 and 0.62 times as fast
+    as in a plain loop on an EPYC with 1 MiB of second cache for two cores; with blocks copied at once, 0.7."""
     calls_at_once = 1
 
     def __init__(self, root: Path, system: System | None = None) -> None:
@@ -232,7 +234,7 @@ class PosixStorage:
                     self.system.begin_read(fd, offset, size)
 
             def read_into(ranges: Sequence[tuple[int, Any]]) -> None:
-                begin(1)
+                begin(len(ranges))
                 self._read_into(fd, key, ranges)
 
             begin(_READS_AHEAD)

@@ -169,7 +169,8 @@ class Store:
         rank, world
             Rank ``r`` gets the positions ≡ r modulo world.
         pool
-            Memory of windows that nobody holds any more, for several epochs; default: one of this epoch's own.
+            Memory of windows that nobody holds any more, for several epochs; default: one of this epoch's own. It counts as
+            taken where ``window_rows`` is left to the free memory: then say it, or epochs may differ in their windows.
         """
         resolved = [(name, *self.view.resolve(name)) for name in columns]
         groups = {

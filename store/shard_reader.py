@@ -28,6 +28,7 @@ from store.summary import float32_of_bits
 _DENSE_ROWS = (
     64  # from so many rows on, reading the chunk is faster than touching its pages one by one
 )
+_BLOCK_BYTES = 1 << 20  # of chunks that are decoded and widened at once
 _BLOCK_ROWS = 1024  # copied at once from a mapped file, by way of the processor's cache
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -69,6 +70,7 @@ class ShardReader:
             row_bytes=coded_row or column.row_bytes, rows=rows, stride_rows=stride_rows
         )
         self._item = np.dtype((np.void, column.row_bytes))
+        self._widest = CHUNK_ROWS * column.row_bytes * (2 if column.bits else 1)
         self._size = size
         self._map: Array | None = None
         self.rows = rows
@@ -128,16 +130,13 @@ class ShardReader:
             **({} if chunk is None else {"chunk": chunk}),
         )
 
-    def read_chunks(self, chunks: Sequence[int], out: Sequence[Array]) -> None:
-        """Fill ``out[i]`` (``[256, *shape]``, C-contiguous, stored dtype) with chunk ``chunks[i]``."""
-        targets = iter(out)
-        for first, block in self._fetched(chunks):
-            for at, coded in enumerate(block):
-                target = next(targets)
-                if self._codec.plain:
-                    target[:] = coded.view(self._column.stored).reshape(target.shape)
-                else:
-                    self._decode(first + at, coded, target)
+    def read_chunk(self, chunk: int, out: Array) -> None:
+        """Fill ``out`` (``[256, *shape]``, C-contiguous, stored dtype) with a chunk."""
+        ((_, block),) = self._fetched([chunk])
+        if self._codec.plain:
+            out[:] = block.view(self._column.stored).reshape(out.shape)
+        else:
+            self._decode(chunk, block[0], out)
 
     def blanked(self, chunk: int, slots: Array) -> Any:
         """Return a chunk as it is coded, verified, with zeros for the rows in some of its slots.
@@ -145,7 +144,7 @@ class ShardReader:
         All other rows decode to what they were, bit for bit; those decode to zeros.
         """
         values = np.empty((CHUNK_ROWS, *self._column.shape), self._column.stored)
-        self.read_chunks([chunk], [values])
+        self.read_chunk(chunk, values)
         if not self._codec.lossy:
             values[slots] = 0
             return self._codec.encode(values, self._column)
@@ -256,10 +255,13 @@ class ShardReader:
                         at += len(some)
 
     def _blocks(self, span: _Span, held: Array) -> Iterator[Array]:
-        """Yield the coded chunks of a span, each with its crc32c: all at once, or one by one where sizes differ."""
+        """Yield the coded chunks of a span, each with its crc32c: some at once, or one by one where sizes differ."""
         if self._fixed_size:
-            shape = len(span.chunks), self._layout.coded_bytes
-            yield np.ndarray(shape, np.uint8, held, 0, (self._layout.spacing, 1))
+            spacing, size = self._layout.spacing, self._layout.coded_bytes
+            step = max(1, _BLOCK_BYTES // self._widest)
+            for low in range(0, len(span.chunks), step):
+                count = min(step, len(span.chunks) - low)
+                yield np.ndarray((count, size), np.uint8, held, low * spacing, (spacing, 1))
         else:
             for offset, size in span.chunks:
                 at = offset - span.offset

@@ -203,7 +203,7 @@ def _verify_shard(view: View, commit: Commit, column: Column, path: str, report:
     bad = len(report.problems)
     out = np.empty((CHUNK_ROWS, *column.shape), column.stored)
     for chunk in range(-(-commit.slots // CHUNK_ROWS)):
-        _guard(report, reader.read_chunks, [chunk], [out])
+        _guard(report, reader.read_chunk, chunk, out)
     report.checked_bytes += item.size
     if len(report.problems) == bad and _crc(view, commit.prefix + path, item.size) != item.crc32c:
         raise CorruptError(

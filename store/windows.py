@@ -304,5 +304,5 @@ class Windows:
         if column.kind == "scalar":
             values = scalars(self.view, commit.group, commit.part, column)[slots]
             out[place] = decoded(values, column, raw=self.raw)
-        else:
+        elif len(slots):
             self.view.shard(commit, column).scatter(slots, place, out)

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 
 import pyarrow as pa
 import pytest
@@ -14,7 +15,7 @@ from store import CorruptError, InvalidInputError, NotFoundError, StoreError, la
 from store.memory import MemoryStorage
 from store.opening import open_in
 from store.pins import pin_id
-from store.records import MAX_RECORD_BYTES, make_record, sha256
+from store.records import MAX_RECORD_BYTES, _shallow, make_record, read_record, sha256
 from store.testing.faults import harvest
 from store.testing.hostile import ROWS, full_store, odd_records, resigned, said, said_at_length
 from store.testing.small import tokens_store
@@ -127,6 +128,18 @@ JSONS = {
 def test_json_that_is_no_record_is_refused(objects, data):
     with pytest.raises(CorruptError, match="record-damaged"):
         open_in(holding(objects, {"store.json": data}))
+
+
+def test_text_that_never_ends_is_refused_at_once():
+    """And brackets in text are text: they make nothing shallow."""
+    began = time.monotonic()
+    for data in (b"[" * 200 + b'"' + b'\\"' * (1 << 20), b"[" * 200 + b'"' * (1 << 20)):
+        with pytest.raises(CorruptError, match="record-damaged"):
+            read_record(data, "store", None, "here")
+    assert time.monotonic() - began < 10  # was quadratic: days
+    deep = b'{"a":"' + b"]" * 700 + b'","b":' + b"[" * 600 + b"]" * 600 + b"}"
+    assert not _shallow(deep)
+    assert _shallow(b'{"a":"' + b"[" * 700 + b'\\"[","b":' + b"[]" * 100 + b"}")
 
 
 HUGE = {

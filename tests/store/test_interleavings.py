@@ -5,6 +5,7 @@ After every call a ledger says what no step may do; after each order what is rea
 """
 
 import contextlib
+import dataclasses
 import itertools
 import re
 import sys
@@ -388,10 +389,12 @@ def test_two_recipes_declare_one_group_in_every_order(founded):
 def commits(made, winners):
     """One attempt of a part, from its last object on."""
     group = made.view.group("acts")
+    only = {"y": Column.parse("y", "int32")}  # one object: there are few enough orders to take all
+    group = dataclasses.replace(group, columns=only)
 
     def process(storage):
         mine = attempt(storage, made.id, group)
-        mine.put("rows.parquet", b"rows", 1)
+        mine.put("scalars.parquet", b"rows", 1)
         commit = mine.commit(1, tokens=None, summary={}, provenance={})
         winners.append((mine.id, commit.attempt))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -265,3 +267,51 @@ def test_a_large_put_with_a_bad_value_is_refused_whole_and_put_again(tmp_path):
     norms = np.sqrt((good.astype(np.float64) ** 2).sum(axis=1))
     assert float(summary["mean_norm"]) == pytest.approx(norms.mean(), rel=1e-12)
     assert float(summary["max_abs"]) == np.abs(good).max()
+
+
+def test_what_will_be_read_is_announced_before_it_is(counted, monkeypatch):
+    """Every range once, and never behind its own read: the disk is at it while what came before is copied."""
+    opened, system = counted
+    told = []
+    begin_read, preadv = system.begin_read, system.preadv
+    monkeypatch.setattr(
+        system,
+        "begin_read",
+        lambda fd, *at: told.append(("begin", fd, at[0])) or begin_read(fd, *at),
+    )
+    monkeypatch.setattr(
+        system, "preadv", lambda fd, to, at: told.append(("read", fd, at)) or preadv(fd, to, at)
+    )
+    for call_bytes in (1, 2 * LAYOUT.coded_bytes, 1 << 20):
+        monkeypatch.setattr(opened.view.storage, "call_bytes", call_bytes)
+        told.clear()
+        list(opened.windows([SITE], seed=1, window_rows=512))
+        begun, read = (
+            [(fd, at) for what, fd, at in told if what == name] for name in ("begin", "read")
+        )
+        assert sorted(begun) == sorted(read)
+        waiting = set()
+        for what, fd, at in told:
+            if what == "begin":
+                waiting.add((fd, at))
+            else:
+                waiting.remove((fd, at))
+        assert not waiting
+
+
+def test_threads_may_share_a_pool():
+    pool, wrong = Pool(), []
+
+    def take(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(4000):
+            size = int(rng.integers(1, 40))
+            held = pool.take((size,), np.int64)
+            held[:] = seed
+            if len(held) != size or (held != seed).any():
+                wrong.append(seed)
+            del held
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(take, range(4)))
+    assert not wrong

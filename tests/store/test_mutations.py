@@ -170,6 +170,20 @@ MUTATIONS = [
         "test_shards.py",
     ),
     Mutation(
+        "chunks that overlap are read as neighbours",
+        "shard_reader.py",
+        "not 0 <= where[at + 1][0] - sum(where[at]) < ALIGN:",
+        "not where[at + 1][0] - sum(where[at]) < ALIGN:",
+        "test_shards.py",
+    ),
+    Mutation(
+        "a damaged chunk is told as another",
+        "shard_reader.py",
+        "                                self._check(chunk, coded)",
+        "                                self._check(some[0], coded)",
+        "test_shards.py",
+    ),
+    Mutation(
         "damaged rows are filled with zeros",
         "shard_reader.py",
         '            raise self._damage("chunk-damaged", "does not fit its crc32c", chunk)',

@@ -5,11 +5,13 @@ from hypothesis import strategies as st
 
 from store import CorruptError
 from store.checksum import crc32c
+from store.codecs import CODECS
 from store.layout import CHUNK_ROWS, ShardLayout, shard_path
 from store.memory import MemoryStorage
 from store.schema import DTYPES, Column
 from store.shard_reader import ShardReader
 from store.shards import ShardWriter, identity
+from store.summary import bfloat16_bits, float32_of_bits
 from store.testing.faults import flip, overwrite
 from store.testing.strategies import columns, cuts, stored_values
 
@@ -97,6 +99,92 @@ def test_a_call_reads_as_much_as_the_storage_wants(monkeypatch, call_chunks, mos
     assert np.array_equal(out[::-1], values)
     assert max(asked) == most
     assert sum(asked) == 8
+
+
+CALL_BYTES = (1, 3_000, 40_000, 1 << 20)
+
+
+@pytest.mark.parametrize("codec", CODECS.names())
+@pytest.mark.parametrize("spec", ["bfloat16[16]", "float32[20]", "float32[64]"])
+def test_however_much_a_call_reads_the_rows_are_the_same(codec, spec, rng):
+    """In ranges, and in any order with repeats, widened or not."""
+    column = Column.parse("x", spec, codec=codec)
+    values = rng.standard_normal((1000, *column.shape)).astype(np.float32)
+    given = bfloat16_bits(values) if column.bits else values
+    storage, size = write(column, given, [(0, 1000)])
+    truth = np.empty((1000, *column.shape), column.stored)
+    reader(storage, column, 1000, size).read(0, 1000, truth)
+    for call_bytes in CALL_BYTES:
+        storage.call_bytes = call_bytes
+        shard = reader(storage, column, 1000, size)
+        for _ in range(20):
+            low, high = sorted(rng.integers(0, 1001, 2).tolist())
+            out = np.empty((high - low, *column.shape), column.stored)
+            shard.read(low, high, out)
+            assert np.array_equal(bits(out), bits(truth[low:high]))
+            slots = rng.integers(0, 1000, int(rng.integers(0, 900)))
+            slots = np.sort(slots) if rng.random() < 0.5 else slots
+            slots = np.unique(slots) if rng.random() < 0.3 else slots
+            place = rng.permutation(len(slots))
+            for wide in {np.dtype(np.float32), column.stored}:
+                out = np.empty((len(slots), *column.shape), wide)
+                shard.scatter(slots, place, out)
+                wanted = float32_of_bits(truth) if column.bits and wide == np.float32 else truth
+                assert np.array_equal(bits(out[place]), bits(wanted[slots]))
+
+
+@pytest.mark.parametrize("codec", ["raw", "bitshuffle-zstd"])
+@pytest.mark.parametrize("call_bytes", CALL_BYTES)
+@pytest.mark.parametrize("bad", range(4))
+def test_the_chunk_that_is_damaged_is_named_whatever_it_was_read_with(codec, call_bytes, bad, rng):
+    column = Column.parse("x", "float32[20]", codec=codec)
+    values = rng.standard_normal((1000, 20)).astype(np.float32)
+    storage, size = write(column, values, [(0, 1000)])
+    key = "a/" + shard_path("x", 2)
+    data = storage.get(key)
+    index = np.frombuffer(
+        data[-ShardLayout(row_bytes=80, rows=1000, stride_rows=STRIDE).index_bytes : -4], "<u8"
+    )
+    overwrite(storage, key, flip(data, int(index[2 * bad]) + 50))
+    storage.call_bytes = call_bytes
+    shard = reader(storage, column, 1000, size)
+    out = np.empty((1000, 20), np.float32)
+    for call in (
+        lambda: shard.read(0, 1000, out),
+        lambda: shard.scatter(np.arange(1000), np.arange(1000), out),
+        lambda: shard.read_chunk(bad, np.empty((CHUNK_ROWS, 20), np.float32)),
+    ):
+        with pytest.raises(CorruptError, match=rf"chunk {bad} \(rows {bad * 256}–") as caught:
+            call()
+        assert caught.value.where["chunk"] == bad
+    for chunk in range(4):
+        if chunk != bad:
+            found = np.empty((CHUNK_ROWS, 20), np.float32)
+            shard.read_chunk(chunk, found)
+            rows = values[chunk * 256 : (chunk + 1) * 256]
+            assert np.array_equal(found[: len(rows)], rows)
+
+
+@pytest.mark.parametrize("order", [(0, 0, 1, 2), (2, 1, 0, 3), (1, 1, 1, 1), (3, 0, 2, 1)])
+def test_an_index_of_another_order_is_followed_alike_however_much_a_call_reads(order, rng):
+    """Whoever made it: its chunks are read where it says, be it twice or backwards."""
+    column = Column.parse("x", "float32[20]", codec="bitshuffle-zstd")
+    values = rng.standard_normal((1024, 20)).astype(np.float32)
+    storage, size = write(column, values, [(0, 1024)])
+    key = "a/" + shard_path("x", 2)
+    data = bytearray(storage.get(key))
+    length = 16 * (STRIDE // CHUNK_ROWS)
+    index = np.frombuffer(bytes(data[-4 - length : -4]), "<u8").reshape(-1, 2).copy()
+    index[:4] = index[list(order)]
+    data[-4 - length : -4] = index.tobytes()
+    data[-4:] = crc32c(index.tobytes()).to_bytes(4, "little")
+    overwrite(storage, key, bytes(data))
+    for call_bytes in CALL_BYTES:
+        storage.call_bytes = call_bytes
+        out = np.empty((1024, 20), np.float32)
+        reader(storage, column, 1024, size).read(0, 1024, out)
+        wanted = np.concatenate([values[at * 256 : (at + 1) * 256] for at in order])
+        assert np.array_equal(out, wanted)
 
 
 def test_pieces_do_not_change_a_byte(rng):

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from store.attempts import Attempt
-from store.commits import Item
+from store.commits import Item, expected_objects
 from store.testing.ledger import Ledger
 from store.testing.scenarios import (
     ID,
@@ -118,7 +118,8 @@ def test_the_ledger_catches_what_no_step_may_do(monkeypatch):
         part=9,
         stride_rows=STRIDE,
     )
-    attempt._items.append(Item(path="tokens.parquet", size=1, crc32c="00000000", rows=1))
+    for path in expected_objects(attempt.group):
+        attempt._items.append(Item(path=path, size=1, crc32c="00000000", rows=1))
     monkeypatch.setattr(Attempt, "_check_kept", lambda self: None)
     with pytest.raises(AssertionError, match="which is not there"):
         attempt.commit(1, tokens=None, summary={}, provenance={})

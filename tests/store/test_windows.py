@@ -135,6 +135,19 @@ def test_resuming_from_every_position_gives_the_rest(opened, where, rank, world)
             assert rest[-1].next_position == rows
 
 
+def test_of_parts_whose_rows_are_anothers_no_shard_is_opened(opened, monkeypatch):
+    shard, asked = type(opened.view).shard, []
+
+    def noting(self, commit, column):
+        asked.append(commit.part)
+        return shard(self, commit, column)
+
+    monkeypatch.setattr(type(opened.view), "shard", noting)
+    rows = opened.windows(["f"], seed=6).rows
+    (window,) = opened.windows(["f"], seed=6, start=rows - 1)
+    assert asked == (window.row_ids // opened.part_stride).tolist()
+
+
 @pytest.mark.parametrize("worlds", [(1, 3), (3, 1), (2, 8), (8, 3, 2, 1)])
 def test_readers_that_become_more_or_fewer_on_the_way_read_the_same_sequence(opened, worlds):
     settings = {"seed": 6, "window_rows": 512, "where": [("split", "==", 0)]}

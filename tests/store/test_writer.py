@@ -298,6 +298,19 @@ def test_codes_that_are_not_of_the_rows_are_refused(tokens, codes, numbers):
     assert caught.value.kind == "codes-mismatch"
 
 
+def test_more_codes_a_row_than_readers_take_are_refused_and_nothing_is_committed(tokens, numbers):
+    name = f"c{next(numbers)}"
+    ids = tokens.row_ids()
+    many = Codes(row=np.zeros(600, np.int64), latent=np.arange(600), value=np.ones(600, np.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("store.commits.MAX_CODES_A_ROW", 1 / 4)
+        writer = tokens.writer(name, columns={"codes": "codes"}, recipe={})
+        with pytest.raises(InvalidInputError, match="Nothing was committed") as caught:
+            writer.put(ids, {"codes": many})
+    assert caught.value.kind == "part-refused"
+    assert tokens.refresh().view.parts(name) == {}
+
+
 def test_codes_that_are_not_finite_are_refused(tokens, numbers):
     writer = tokens.writer(f"k{next(numbers)}", columns={"c": "codes"}, recipe={})
     codes = codes_of(np.arange(90))
