@@ -43,7 +43,7 @@ def test_commands_parse(command):
 def test_the_two_lines_stand_at_the_top():
     top = "\n".join(TEXT.splitlines()[:22])
     assert "pip install '.[demo]' && actlake demo" in top
-    assert "pip install '.[test]' && pytest" in top
+    assert "pip install '.[test]' && pytest -n auto" in top
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))
