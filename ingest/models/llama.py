@@ -16,7 +16,7 @@ from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Bends, Tap
 from ingest.models.hooks import heads_of, positions_first
 
 # Their frequencies depend on the length of the sequence: no one set of them describes a column.
-_BY_LENGTH = ("dynamic", "longrope")
+BY_LENGTH = ("dynamic", "longrope")
 
 
 @ADAPTERS.register("llama")
@@ -113,6 +113,16 @@ def decoder(config: Any, window: Callable[[int], int | None] = lambda _layer: No
     )
 
 
+def windows_by_layer(config: Any) -> Callable[[int], int | None]:
+    """Return how far each block sees back, where a config lists ``layer_types``."""
+
+    def window(layer: int) -> int | None:
+        near = config.layer_types[layer] == "sliding_attention"
+        return int(config.sliding_window) if near else None
+
+    return window
+
+
 def refuse_unusual(config: Any) -> None:
     """Raise for settings that transformers takes and the sites cannot describe.
 
@@ -123,10 +133,10 @@ def refuse_unusual(config: Any) -> None:
     """
     rope = dict(config.rope_parameters or {})
     kind, share = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)
-    if kind in _BY_LENGTH or share != 1.0:
+    if kind in BY_LENGTH or share != 1.0:
         raise ModelError(
             f"this {config.model_type} model has rope_type={kind!r} and partial_rotary_factor={share}; "
-            f"supported are all rope types but {', '.join(_BY_LENGTH)}, whose frequencies depend on a "
+            f"supported are all rope types but {', '.join(BY_LENGTH)}, whose frequencies depend on a "
             "sequence's length, and a factor of 1. Nothing was loaded.",
             kind="unsupported-family",
         )

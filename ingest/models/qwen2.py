@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ingest.models.contract import ADAPTERS, Anatomy
-from ingest.models.llama import decoder, refuse_unusual
+from ingest.models.llama import decoder, refuse_unusual, windows_by_layer
 
 
 @ADAPTERS.register("qwen2")
@@ -25,12 +25,7 @@ class Qwen2:
     def anatomy(config: Any) -> Anatomy:
         """Return where the sites lie, below `Qwen2Model`."""
         refuse_unusual(config)
-
-        def window(layer: int) -> int | None:
-            near = config.layer_types[layer] == "sliding_attention"
-            return config.sliding_window if near else None
-
-        return decoder(config, window)
+        return decoder(config, windows_by_layer(config))
 
     @staticmethod
     def toy(*, vocab: int, layers: int, width: int, heads: int, positions: int) -> Any:

@@ -89,7 +89,11 @@ def test_sets_have_one_order():
     )
 
 
-@pytest.mark.parametrize("value", [object(), b"bytes", "\ud800", {"a": [1j]}], ids=["object", "bytes", "surrogate", "complex"])
+@pytest.mark.parametrize(
+    "value",
+    [object(), b"bytes", "\ud800", {"a": [1j]}],
+    ids=["object", "bytes", "surrogate", "complex"],
+)
 def test_what_json_cannot_say_is_refused(value):
     with pytest.raises(InvalidInputError) as caught:
         canonical({"x": value})

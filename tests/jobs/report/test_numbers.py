@@ -39,7 +39,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("form", "value", "said"), CASES, ids=lambda case: getattr(case, "__name__", str(case)))
+@pytest.mark.parametrize(
+    ("form", "value", "said"), CASES, ids=lambda case: getattr(case, "__name__", str(case))
+)
 def test_numbers_are_said_humanly(form, value, said):
     assert form(value).replace("\u2009", " ").replace("\u00a0", " ") == said
 
