@@ -71,6 +71,7 @@ class Gradient:
         sites: Sequence[str],
         count: int,
         answers: Mapping[str, Tensor] | None = None,
+        partner_BT: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return ``{site: [B, T, *shape]}``: the gradient of each of the first ``count`` sequences' own metric.
 
@@ -78,6 +79,8 @@ class Gradient:
         ----------
         answers
             Token ids by name, int64 ``[B]``; −1 where a sequence is not asked for any.
+        partner_BT
+            Ids of each sequence's partner, for rules that take points between the two.
         """
         told = mask_BT.sum(1) > 1
         told[count:] = False
@@ -100,9 +103,8 @@ class Gradient:
             found: Tensor = self.metric.value(logits_BTV[told], examples, None)
             return found
 
-        found: dict[str, Tensor] = adapter.gradients(ids_BT, mask_BT, sites, objective, self.rule)[
-            0
-        ]
+        found: dict[str, Tensor]
+        found, _ = adapter.gradients(ids_BT, mask_BT, sites, objective, self.rule, partner_BT)
         return found
 
 
@@ -127,6 +129,12 @@ def check_answers(config: HarvestConfig, *, there: bool) -> None:
             f"the gradient of {config.metric!r} was asked for, which compares named answers; these rows have none. "
             "Nothing was written. Use --metric nll, or rows of a task (--source induction, --source pairs).",
             kind="metric-needs",
+        )
+    if gradient is not None and gradient.rule.point != "here" and not there:
+        raise IngestError(
+            f"gradients by rule {config.gradient!r} were asked for, which takes points between the two prompts of a pair; "
+            "these rows are none. Nothing was written. Use another rule, or rows of a task.",
+            kind="rule-needs",
         )
 
 

@@ -17,7 +17,7 @@ from ingest.models import LoadedModel, load, provenance
 from ingest.models.facts import ModelFacts
 from ingest.pace import Pace
 from ingest.plan import PAD_MULTIPLE, Batch, batches, padded
-from ingest.tasks import answers_of
+from ingest.tasks import answers_of, partners_of
 from store import Codes, Store, Writer
 from store import open as open_store
 from store.commits import exists
@@ -160,12 +160,18 @@ class Harvester:
         lengths = column(sequences, "rows").astype(np.int64)
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         size = int(self._job.recipe["batch"]["sequences"])
+        between = self._gradient is not None and self._gradient.rule.point != "here"
+        partners = partners_of(sequences) if between else None
         told = answers_of(self._store, part) if self._gradient is not None else None
         sites = dict.fromkeys([*self._job.sites, *(s for o in watching for s in o.sites)])
         for batch in batches(lengths.tolist(), size, self._loaded.adapter.max_positions):
             ids_BT, mask_BT = padded(columns["token_id"], bounds, lengths, batch, self._pad)
             asked = None if told is None else _asked(told, bounds, batch, self._job.device)
-            values = self._captured(ids_BT, mask_BT, batch, list(sites), asked)
+            other_BT = None
+            if partners is not None:
+                starts = bounds[partners]
+                other_BT, _ = padded(columns["token_id"], starts, lengths, batch, self._pad)
+            values = self._captured(ids_BT, mask_BT, batch, list(sites), asked, other_BT)
             block = SequenceBlock.cut(
                 part, columns, bounds, first=batch.first, count=batch.count, sites=values
             )
@@ -178,6 +184,7 @@ class Harvester:
         batch: Batch,
         sites: Sequence[str],
         answers: Mapping[str, torch.Tensor] | None,
+        other_BT: Array | None,
     ) -> dict[str, torch.Tensor]:
         """Return ``{site: [R, *shape]}`` of the real rows, on the CPU, in the stored dtype."""
         ids, mask = torch.from_numpy(ids_BT), torch.from_numpy(mask_BT)
@@ -187,7 +194,8 @@ class Harvester:
         if self._gradient is None:
             captured = adapter.capture(*there, sites)
         else:
-            captured = self._gradient.at(adapter, *there, sites, batch.count, answers)
+            partner = None if other_BT is None else torch.from_numpy(other_BT).to(device)
+            captured = self._gradient.at(adapter, *there, sites, batch.count, answers, partner)
         mask[batch.count :] = 0
         real = mask.bool().to(device)
         dtype = getattr(torch, self._job.dtype)

@@ -167,3 +167,20 @@ def answers_of(store: Store, part: int) -> Mapping[str, Array] | None:
         return None
     data = store.view.table(store.view.commit(ANSWERS, part), "scalars.parquet")
     return {name: column(data, name) for name in NAMES}
+
+
+def partners_of(sequences: Any) -> Array:
+    """Return where the other prompt of each sequence's pair is among the sequences of a part, ``int64[S]``."""
+    pair_id = column(sequences, "pair_id").astype(np.int64)
+    places = np.arange(len(pair_id))
+    # Both roles lie side by side; removed documents may have taken one of them.
+    next_is = np.append(pair_id[1:] == pair_id[:-1], [False])
+    found = np.where(next_is, places + 1, places - 1)
+    whole = next_is | np.append([False], next_is[:-1])
+    if not whole.all():
+        raise SourceError(
+            f"{int((~whole).sum())} prompts of these rows are without the other of their pair, whose document was removed. "
+            "Nothing was written. Remove both, or use a rule that takes one point.",
+            kind="bad-pair",
+        )
+    return found

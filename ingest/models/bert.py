@@ -88,6 +88,7 @@ class Bert:
                 ),
                 activations=(f"{block}.intermediate.intermediate_act_fn",),
                 attentions=(f"{attn}.self",),
+                adds=(f"{attn}.output.dense",),
                 mlps=(f"{block}.output.dense",),
             ),
         )

@@ -112,8 +112,10 @@ class Bends:
     """Modules whose input is an elementwise product of two branches: what follows a gated MLP's gate."""
     attentions: tuple[str, ...] = ()
     """Attention modules of transformers, which call an attention function (`ingest.models.seam`)."""
+    adds: tuple[str, ...] = ()
+    """Modules whose output is what attention adds to the stream, block by block."""
     mlps: tuple[str, ...] = ()
-    """Modules whose output is what an MLP adds to the stream."""
+    """Modules whose output is what an MLP adds to the stream, block by block."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,8 +135,8 @@ class Anatomy:
     """Sites ahead of the blocks: whole name → tap."""
     after: Mapping[str, Tap] = field(default_factory=dict)
     """Sites behind the blocks: whole name → tap."""
-    bends: Bends = field(default_factory=Bends)
-    """What is not linear in it, for gradient rules."""
+    bends: Bends | None = None
+    """What is not linear in it, for gradient rules; None where nobody said, and only exact gradients are taken."""
     rotary: str | None = None
     """Path of the module that turns q and k, below the base model: the ``inv_freq`` and
     ``attention_scaling`` it holds complete each block's `AttentionSpec`."""

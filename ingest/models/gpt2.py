@@ -60,6 +60,7 @@ class GPT2:
                 norms=(f"{block}.ln_1", f"{block}.ln_2", "ln_f"),
                 activations=(f"{mlp}.act",),
                 attentions=(attn,),
+                adds=(f"{attn}.c_proj",),
                 mlps=(mlp,),
             ),
         )

@@ -84,6 +84,7 @@ class GptNeoX:
                 ),
                 activations=(f"{mlp}.act",),
                 attentions=(attn,),
+                adds=(f"{attn}.dense",),
                 mlps=(mlp,),
             ),
         )

@@ -9,6 +9,7 @@ the module, not to the call.
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ingest.errors import ModelError, SiteError
-from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Rotary, SiteInfo, Tap
+from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Bends, Rotary, SiteInfo, Tap
 from ingest.models.rules import GradRule, Objective, frozen_attention, ruled
 from ingest.models.seam import listen_at
 from ingest.models.sites import unknown_site
@@ -78,7 +79,8 @@ class HookedModel:
         self._base: nn.Module = base
         self._prefix = str(getattr(base, "base_model_prefix", ""))
         self._attention = anatomy.attention
-        self._bends = anatomy.bends
+        self._said = anatomy.bends
+        self._bends = anatomy.bends or Bends()
         self._rotary = anatomy.rotary
         self._taps = _taps(anatomy)
 
@@ -190,6 +192,7 @@ class HookedModel:
         sites: Sequence[str],
         objective: Objective,
         rule: GradRule | None = None,
+        partner_BT: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Run the whole model and return what a number per example changes by at every site.
 
@@ -203,12 +206,15 @@ class HookedModel:
         objective
             Logits ``[B, T, V]`` → one number per example ``[B]``; examples must not depend on one another.
         rule
-            What the backward does where the model is not linear; exact where None.
+            What the backward does where the model is not linear, and where it begins; exact where None.
+        partner_BT
+            Ids of the prompts at the other end of the way, where a rule takes points between; as long as these.
 
         Returns
         -------
         tuple
-            ``{site: [B, T, *shape]}`` in the order asked, zeros where a site has no part in it; and the numbers ``[B]``.
+            ``{site: [B, T, *shape]}`` in the order asked, zeros where a site has no part in it; and the numbers ``[B]``. Both
+            are means where a rule asks for several runs.
 
         Raises
         ------
@@ -221,25 +227,82 @@ class HookedModel:
         rule = GradRule() if rule is None else rule
         self._check(input_ids_BT, attention_mask_BT)
         check_head(self.model)
+        self._check_rule(rule)
+        ways = self._ways(input_ids_BT, attention_mask_BT, rule, partner_BT)
+        blocks = [None] if rule.drop == "none" else list(range(self.layers))
+        count = len(ways) * len(blocks)
+        sums: dict[str, Tensor] = {}
+        total = torch.zeros(())
+        for way, block in itertools.product(ways, blocks):
+            run = self._run_back(
+                input_ids_BT, attention_mask_BT, sites, objective, rule, way, block
+            )
+            if count == 1:
+                return run
+            sums = {site: sums[site] + grad if sums else grad for site, grad in run[0].items()}
+            total = total.to(run[1]) + run[1]
+        return {site: grad / count for site, grad in sums.items()}, total / count
+
+    def _check_rule(self, rule: GradRule) -> None:
+        """Raise where a rule changes what a family does not say it has: it would be the exact one under another name."""
+        exact = GradRule(point=rule.point, steps=rule.steps)
+        if self._said is None and rule != exact:
+            changed = [
+                name for name, value in rule.to_json().items() if value != exact.to_json()[name]
+            ]
+            raise ModelError(
+                f"the {self.family} model does not say where its norms, activations and attention lie, which a gradient rule "
+                f"with {', '.join(changed)} changes. Nothing was run. Use the exact rule, or declare the family's `Bends`.",
+                kind="rule-unsupported",
+            )
+
+    def _ways(
+        self, ids_BT: Tensor, mask_BT: Tensor, rule: GradRule, partner_BT: Tensor | None
+    ) -> list[Tensor | None]:
+        """Return what is added to the embeddings in each run, ``[B, T, D]``; None for nothing."""
+        if rule.point == "here":
+            return [None]
+        if partner_BT is None or partner_BT.shape != ids_BT.shape:
+            raise ModelError(
+                "a gradient between two prompts was asked for; "
+                f"{'one' if partner_BT is None else list(partner_BT.shape)} was given beside {list(ids_BT.shape)}. Nothing "
+                "was run. Give each prompt its partner, of equal length.",
+                kind="bad-input",
+            )
+        mine, other = (
+            self.capture(ids, mask_BT, ["embed"])["embed"].clone() for ids in (ids_BT, partner_BT)
+        )
+        return [(other - mine) * ((step + 0.5) / rule.steps) for step in range(rule.steps)]
+
+    def _run_back(
+        self,
+        ids_BT: Tensor,
+        mask_BT: Tensor,
+        sites: Sequence[str],
+        objective: Objective,
+        rule: GradRule,
+        way: Tensor | None,
+        without: int | None,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the gradients and values of one run."""
         device = next(self._base.parameters()).device
         probes: dict[str, Tensor] = {}
         with ExitStack() as hooks, torch.enable_grad():
-            hooks.enter_context(ruled(self._base, self._bends, self.layers, rule))
+            hooks.enter_context(ruled(self._base, self._bends, self.layers, rule, without))
+            if way is not None:
+                hooks.enter_context(self.listen("embed", partial(torch.add, way)))
             for site in dict.fromkeys(sites):
                 hooks.enter_context(self.listen(site, partial(_probed, probes, site)))
             if rule.attn == "frozen":
                 for handle in frozen_attention(self._base, self._bends, self.layers):
                     hooks.enter_context(handle)
             logits = self.model(
-                input_ids=input_ids_BT.to(device),
-                attention_mask=attention_mask_BT.to(device),
-                use_cache=False,
+                input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
             ).logits
             values = objective(logits)
             if missed := [site for site in sites if site not in probes]:
                 raise _broken(self.family, missed[0], "the forward never reached it")
-            wanted = list(probes.values())
-            found: Any = torch.autograd.grad(values.sum(), wanted, allow_unused=True)
+            found: Any = torch.autograd.grad(values.sum(), list(probes.values()), allow_unused=True)
         return {
             site: torch.zeros_like(probe) if grad is None else grad
             for (site, probe), grad in zip(probes.items(), found, strict=True)

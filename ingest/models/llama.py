@@ -108,6 +108,7 @@ def decoder(config: Any, window: Callable[[int], int | None] = lambda _layer: No
             activations=(f"{mlp}.act_fn",),
             products=(f"{mlp}.down_proj",),
             attentions=(attn,),
+            adds=(f"{attn}.o_proj",),
             mlps=(mlp,),
         ),
     )

@@ -4,7 +4,9 @@ A rule changes no value: every hook returns the module's own output, bit for bit
 that is already loaded, while its context is open. Of attention, the pattern is held by handing the attention function
 queries and keys that are constants: values keep their way back.
 
-Sources: AtP, Kramár et al. (arXiv 2403.00745), the plain gradient; RelP, arXiv 2508.21258: layer norms as linear maps with
+Sources: AtP and GradDrop, Kramár et al. (arXiv 2403.00745), of which the plain gradient and the mean over dropped blocks are
+stored (the paper adds the absolute values of each drop's products); integrated gradients over inputs, Sundararajan et al.
+(2017), as EAP-IG uses them (Hanna et al., 2024), at the middles of steps; RelP, arXiv 2508.21258: layer norms as linear maps with
 their scale held, activations as ``x · (act(x) / x)`` with the quotient held, products of two branches halved, attention
 patterns held or not; attribution graphs, Ameisen et al. (2025): norms' scales and attention patterns held, nothing through MLPs.
 """
@@ -44,14 +46,23 @@ class GradRule:
     """``frozen``: where attention looks is a constant; nothing comes back to q and k."""
     mlp: Literal["pass", "block"] = "pass"
     """``block``: nothing comes back through an MLP."""
+    point: Literal["here", "inputs"] = "here"
+    """``inputs``: the mean over points between a prompt's token embeddings and its partner's, the middles of ``steps`` pieces
+    of the straight way; everything behind the embeddings takes its own values there."""
+    steps: int = 1
+    """Points of ``inputs``."""
+    drop: Literal["none", "layers"] = "none"
+    """``layers``: the mean over as many runs as there are blocks, in each of which nothing comes back through one of them."""
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, str | int]:
         """Return the fields by name."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
 RULES = {
     "exact": GradRule(),
+    "ig": GradRule(point="inputs", steps=10),
+    "grad_drop": GradRule(drop="layers"),
     "relp": GradRule(norm="frozen", act="identity", gate="half"),
     "relp_ah": GradRule(norm="frozen", act="identity", gate="half", attn="frozen"),
     "attribution_graph": GradRule(norm="frozen", attn="frozen", mlp="block"),
@@ -76,10 +87,17 @@ def rule_of(name: str) -> GradRule:
 
 
 @contextmanager
-def ruled(base: nn.Module, bends: Bends, layers: int, rule: GradRule) -> Iterator[None]:
+def ruled(
+    base: nn.Module, bends: Bends, layers: int, rule: GradRule, without: int | None = None
+) -> Iterator[None]:
     """Let the backward of every forward inside follow a rule, but for attention's (`frozen_attention`).
 
     Hooks that were there run before, so a site's own hook belongs behind: open this first.
+
+    Parameters
+    ----------
+    without
+        Block through whose halves nothing comes back: what reaches the stream before it came past it.
     """
     turns: list[tuple[bool, tuple[str, ...], Any]] = [
         (rule.norm == "frozen", bends.norms, _norm),
@@ -90,6 +108,10 @@ def ruled(base: nn.Module, bends: Bends, layers: int, rule: GradRule) -> Iterato
         for wanted, paths, hook in turns:
             for module in _modules(base, paths, layers) if wanted else ():
                 hooks.enter_context(module.register_forward_hook(hook))
+        halves = (*bends.adds, *bends.mlps) if without is not None else ()
+        for path in halves:
+            module = base.get_submodule(path.format(l=without))
+            hooks.enter_context(module.register_forward_hook(_blocked))
         for module in _modules(base, bends.products, layers) if rule.gate == "half" else ():
             hooks.enter_context(module.register_forward_pre_hook(_halved))
         yield

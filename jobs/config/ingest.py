@@ -30,7 +30,7 @@ class Ingest(Placed):
     stats: Words | None = None
     """Circuit statistics to compute while the model runs; their sites need not be stored."""
     gradient: str | None = None
-    """Write a metric's gradient at the sites in place of their values, by rule: exact, relp, relp_ah, attribution_graph."""
+    """Write a metric's gradient at the sites in place of their values, by rule (README); exact is one."""
     metric: str = "nll"
     """What the gradient is of."""
     group: str | None = None

@@ -14,10 +14,12 @@ from ingest.contract import Vocabulary
 from ingest.errors import IngestError, SourceError
 from ingest.models import load, toy
 from ingest.models.metrics import METRICS, Examples
+from ingest.models.rules import RULES
 from ingest.run import ingest, ingest_into
 from ingest.sources import SOURCES
 from ingest.tasks import ANSWERS, NAMES
 from jobs.runtimes.in_process import InProcess
+from store.purge import add_tombstone
 
 SITE = "blocks.1.resid_pre"
 
@@ -287,3 +289,49 @@ def test_answers_are_asked_for_only_where_there_are_any(tmp_path, model):
         ingest_into(made.url, wanted, runtime=InProcess())
     with pytest.raises(IngestError, match="compares with another run"):
         make(tmp_path / "u", induction(), model, metric="kl_to_clean")
+
+
+def test_points_between_the_prompts_of_a_pair_are_taken_of_them(tmp_path, model):
+    """By hand, pair by pair, at batches that cut pairs apart."""
+    made = make(tmp_path / "s", induction(), model, gradient="ig")
+    loaded = load(str(model), dtype="float32")
+    metric, rule = METRICS.get("logit_diff")(), RULES["ig"]
+    lengths = made.arrow("sequences").to_pydict()["rows"]
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    tokens, stored = torch.from_numpy(made.read("token_id")).long(), made.read(f"acts:{SITE}")
+    answers = {name: made.read(f"{ANSWERS}:{name}") for name in NAMES}
+    for at in range(len(lengths)):
+        ids, other = (tokens[bounds[n] : bounds[n + 1]][None] for n in (at, at ^ 1))
+        told = {name: torch.tensor([int(answers[name][bounds[at + 1] - 1])]) for name in NAMES}
+        examples = Examples(ids=ids, mask=torch.ones_like(ids), answers=told)
+        found, _ = loaded.adapter.gradients(
+            ids,
+            torch.ones_like(ids),
+            [SITE],
+            lambda logits, examples=examples: metric.value(logits, examples, None),
+            rule,
+            other,
+        )
+        wanted = found[SITE][0].numpy()
+        assert np.allclose(stored[bounds[at] : bounds[at + 1]], wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_rules_that_take_points_between_need_pairs_that_are_whole(tmp_path, model):
+    plain = SOURCES.get("repeats")(sequences=4, low=3, high=6)
+    with pytest.raises(IngestError, match=r"rule-needs.*rows of a task"):
+        make(tmp_path / "s", plain, model, metric="nll", gradient="ig")
+    made = make(tmp_path / "t", induction(), model)
+    add_tombstone(made, [3], "one half")
+    wanted = HarvestConfig(
+        model=str(model),
+        sites=(SITE,),
+        dtype="float32",
+        gradient="ig",
+        metric="logit_diff",
+        group="g",
+    )
+    with pytest.raises(SourceError, match=r"bad-pair.*without the other of their pair"):
+        ingest_into(made.url, wanted, runtime=InProcess())
+    add_tombstone(made.refresh(), [2], "the other half")
+    ingest_into(made.url, wanted, runtime=InProcess())
+    assert len(store.open(made.url).read(f"g:{SITE}")) == len(store.open(made.url).row_ids())
