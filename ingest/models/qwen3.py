@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from ingest.models.contract import ADAPTERS, Anatomy, Tap
+from ingest.models.contract import ADAPTERS, Anatomy, Bends, Tap
 from ingest.models.llama import decoder, refuse_unusual, windows_by_layer
 
 
@@ -37,7 +37,8 @@ class Qwen3:
             note = "after its norm, before the rotary embedding"
             block[f"attn.{name}"] = Tap(path, "out", plain.block[f"attn.{name}"].shape, note=note)
             norms.append(path)
-        bends = replace(plain.bends, norms=(*plain.bends.norms, *norms))
+        bends = plain.bends or Bends()
+        bends = replace(bends, norms=(*bends.norms, *norms))
         return replace(plain, block=block, bends=bends)
 
     @staticmethod
