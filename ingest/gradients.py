@@ -110,7 +110,7 @@ class Gradient:
 
 def check_differentiable(loaded: LoadedModel) -> None:
     """Raise ``not-causal`` or ``no-head`` where a model predicts no next token."""
-    from ingest.models.hooks import check_head
+    from ingest.models.backward import check_head
 
     if not loaded.adapter.causal:
         raise IngestError(

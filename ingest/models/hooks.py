@@ -9,7 +9,6 @@ the module, not to the call.
 
 from __future__ import annotations
 
-import itertools
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -19,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ingest.errors import ModelError, SiteError
-from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Bends, Rotary, SiteInfo, Tap
-from ingest.models.rules import GradRule, Objective, frozen_attention, ruled
+from ingest.models.backward import gradients
+from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Rotary, SiteInfo, Tap
+from ingest.models.rules import GradRule, Objective
 from ingest.models.seam import listen_at
-from ingest.models.sites import unknown_site
+from ingest.models.sites import broken_site, unknown_site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,11 +76,10 @@ class HookedModel:
         self.max_positions = anatomy.max_positions
         self.trained_length = _trained_length(getattr(model, "config", None), anatomy.max_positions)
         base = getattr(model, "base_model", model)
-        self._base: nn.Module = base
+        self.base: nn.Module = base
         self._prefix = str(getattr(base, "base_model_prefix", ""))
         self._attention = anatomy.attention
-        self._said = anatomy.bends
-        self._bends = anatomy.bends or Bends()
+        self.bends = anatomy.bends
         self._rotary = anatomy.rotary
         self._taps = _taps(anatomy)
 
@@ -110,7 +109,7 @@ class HookedModel:
         spec = self._attention(layer)
         if self._rotary is None:
             return spec
-        turn: Any = self._base.get_submodule(self._rotary)
+        turn: Any = self.base.get_submodule(self._rotary)
         frequencies = tuple(turn.inv_freq.float().tolist())
         return replace(spec, rotary=Rotary(frequencies, float(turn.attention_scaling)))
 
@@ -128,7 +127,7 @@ class HookedModel:
         if site not in self._taps:
             raise unknown_site(site, self)
         tap = self._taps[site]
-        module = self._base.get_submodule(tap.module)
+        module = self.base.get_submodule(tap.module)
         if tap.end == "query" or tap.end == "key":
             return listen_at(module, tap.end, partial(_edited, tap, fn))
         if tap.end == "out":
@@ -170,19 +169,19 @@ class HookedModel:
         if not wanted:
             return got
         self._check(input_ids_BT, attention_mask_BT)
-        device = next(self._base.parameters()).device
+        device = next(self.base.parameters()).device
         with ExitStack() as hooks, torch.inference_mode():
             for site in wanted:
                 keep = partial(self._keep, got, site, len(wanted), tuple(input_ids_BT.shape))
                 hooks.enter_context(self.listen(site, keep))
             with suppress(_LastSiteReached):
-                self._base(
+                self.base(
                     input_ids=input_ids_BT.to(device),
                     attention_mask=attention_mask_BT.to(device),
                     use_cache=False,
                 )
         if missed := [site for site in wanted if site not in got]:
-            raise _broken(self.family, missed[0], "the forward never reached it")
+            raise broken_site(self.family, missed[0], "the forward never reached it")
         return {site: got[site] for site in wanted}
 
     def gradients(
@@ -224,89 +223,9 @@ class HookedModel:
             ``bad-input``, ``too-long``, ``training-mode`` or ``no-head``; ``site-broken`` where the forward did not pass a
             site.
         """
-        rule = GradRule() if rule is None else rule
         self._check(input_ids_BT, attention_mask_BT)
-        check_head(self.model)
-        self._check_rule(rule)
-        ways = self._ways(input_ids_BT, attention_mask_BT, rule, partner_BT)
-        blocks = [None] if rule.drop == "none" else list(range(self.layers))
-        count = len(ways) * len(blocks)
-        sums: dict[str, Tensor] = {}
-        total = torch.zeros(())
-        for way, block in itertools.product(ways, blocks):
-            run = self._run_back(
-                input_ids_BT, attention_mask_BT, sites, objective, rule, way, block
-            )
-            if count == 1:
-                return run
-            sums = {site: sums[site] + grad if sums else grad for site, grad in run[0].items()}
-            total = total.to(run[1]) + run[1]
-        return {site: grad / count for site, grad in sums.items()}, total / count
-
-    def _check_rule(self, rule: GradRule) -> None:
-        """Raise where a rule changes what a family does not say it has: it would be the exact one under another name."""
-        exact = GradRule(point=rule.point, steps=rule.steps)
-        if self._said is None and rule != exact:
-            changed = [
-                name for name, value in rule.to_json().items() if value != exact.to_json()[name]
-            ]
-            raise ModelError(
-                f"the {self.family} model does not say where its norms, activations and attention lie, which a gradient rule "
-                f"with {', '.join(changed)} changes. Nothing was run. Use the exact rule, or declare the family's `Bends`.",
-                kind="rule-unsupported",
-            )
-
-    def _ways(
-        self, ids_BT: Tensor, mask_BT: Tensor, rule: GradRule, partner_BT: Tensor | None
-    ) -> list[Tensor | None]:
-        """Return what is added to the embeddings in each run, ``[B, T, D]``; None for nothing."""
-        if rule.point == "here":
-            return [None]
-        if partner_BT is None or partner_BT.shape != ids_BT.shape:
-            raise ModelError(
-                "a gradient between two prompts was asked for; "
-                f"{'one' if partner_BT is None else list(partner_BT.shape)} was given beside {list(ids_BT.shape)}. Nothing "
-                "was run. Give each prompt its partner, of equal length.",
-                kind="bad-input",
-            )
-        mine, other = (
-            self.capture(ids, mask_BT, ["embed"])["embed"].clone() for ids in (ids_BT, partner_BT)
-        )
-        return [(other - mine) * ((step + 0.5) / rule.steps) for step in range(rule.steps)]
-
-    def _run_back(
-        self,
-        ids_BT: Tensor,
-        mask_BT: Tensor,
-        sites: Sequence[str],
-        objective: Objective,
-        rule: GradRule,
-        way: Tensor | None,
-        without: int | None,
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the gradients and values of one run."""
-        device = next(self._base.parameters()).device
-        probes: dict[str, Tensor] = {}
-        with ExitStack() as hooks, torch.enable_grad():
-            hooks.enter_context(ruled(self._base, self._bends, self.layers, rule, without))
-            if way is not None:
-                hooks.enter_context(self.listen("embed", partial(torch.add, way)))
-            for site in dict.fromkeys(sites):
-                hooks.enter_context(self.listen(site, partial(_probed, probes, site)))
-            if rule.attn == "frozen":
-                for handle in frozen_attention(self._base, self._bends, self.layers):
-                    hooks.enter_context(handle)
-            logits = self.model(
-                input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
-            ).logits
-            values = objective(logits)
-            if missed := [site for site in sites if site not in probes]:
-                raise _broken(self.family, missed[0], "the forward never reached it")
-            found: Any = torch.autograd.grad(values.sum(), list(probes.values()), allow_unused=True)
-        return {
-            site: torch.zeros_like(probe) if grad is None else grad
-            for (site, probe), grad in zip(probes.items(), found, strict=True)
-        }, values.detach()
+        rule = GradRule() if rule is None else rule
+        return gradients(self, input_ids_BT, attention_mask_BT, sites, objective, rule, partner_BT)
 
     def _keep(
         self,
@@ -317,9 +236,9 @@ class HookedModel:
         value: Tensor,
     ) -> None:
         if site in got:
-            raise _broken(self.family, site, "the forward passed it twice")
+            raise broken_site(self.family, site, "the forward passed it twice")
         if tuple(value.shape) != (*batch_shape, *self._taps[site].shape):
-            raise _broken(self.family, site, f"its value has shape {list(value.shape)}")
+            raise broken_site(self.family, site, f"its value has shape {list(value.shape)}")
         got[site] = value
         if len(got) == count:
             raise _LastSiteReached
@@ -430,32 +349,6 @@ def _edited(tap: Tap, fn: Callable[[Tensor], Tensor | None], value: Tensor) -> T
     clone = value.clone()
     tap.view(clone).copy_(new)
     return clone
-
-
-def _probed(probes: dict[str, Tensor], site: str, value: Tensor) -> Tensor:
-    """Add a zero that is differentiated by."""
-    probes[site] = torch.zeros_like(value, requires_grad=True)
-    return value + probes[site]
-
-
-def check_head(model: nn.Module) -> None:
-    """Raise ``no-head`` unless a model ends in logits of the next token."""
-    embeddings: Any = getattr(model, "get_output_embeddings", None)
-    if embeddings is None or embeddings() is None:
-        raise ModelError(
-            f"logits were asked of a {type(model).__name__}, which has no language-modelling head. Nothing was run. "
-            "Load a checkpoint whose architecture ends in ForCausalLM or LMHeadModel.",
-            kind="no-head",
-        )
-
-
-def _broken(family: str, site: str, found: str) -> ModelError:
-    return ModelError(
-        f"{family} declares the site {site}, but {found}. Nothing was kept. This version of "
-        "transformers lays the model out differently, or the model has an unusual config.",
-        kind="site-broken",
-        site=site,
-    )
 
 
 def _trained_length(config: Any, max_positions: int | None) -> int | None:

@@ -11,7 +11,7 @@ import re
 from fractions import Fraction
 from typing import TYPE_CHECKING, Protocol
 
-from ingest.errors import SiteError
+from ingest.errors import ModelError, SiteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -196,3 +196,13 @@ def _members(text: str) -> Iterable[str]:
         return [text]
     low, high = int(match[1]), int(match[2])
     return map(str, range(low, min(high, low + _MAX_EXPANSIONS) + 1))
+
+
+def broken_site(family: str, site: str, found: str) -> ModelError:
+    """Return the error for a site that a forward does not pass as its family declares."""
+    return ModelError(
+        f"{family} declares the site {site}, but {found}. Nothing was kept. This version of "
+        "transformers lays the model out differently, or the model has an unusual config.",
+        kind="site-broken",
+        site=site,
+    )

@@ -86,7 +86,7 @@ def test_it_is_the_derivative_of_the_forward(model):
     adapter = adapt(model)
     ids, mask = batch()
     exact = isinstance(
-        adapter.model.base_model.get_submodule(adapter._bends.norms[0].format(l=0)), nn.LayerNorm
+        adapter.model.base_model.get_submodule(adapter.bends.norms[0].format(l=0)), nn.LayerNorm
     )
     step, close = (1e-6, 2e-6) if exact else (3e-4, 2e-2)
     found, _ = adapter.gradients(ids, mask, list(adapter.sites()), objective)

@@ -125,7 +125,7 @@ def test_hooks_are_gone_after_a_capture_and_after_every_error(model):
     def explode(*_):
         raise RuntimeError("inside the model")
 
-    bomb = adapter._base.get_submodule(adapter._taps["blocks.1.mlp.pre"].module)
+    bomb = adapter.base.get_submodule(adapter._taps["blocks.1.mlp.pre"].module)
     handle = bomb.register_forward_hook(explode)
     with pytest.raises(RuntimeError, match="inside the model"):
         adapter.capture(ids, mask, ["embed", "blocks.1.resid_post"])
@@ -150,7 +150,7 @@ def test_every_view_is_a_view(model):
     adapter = adapt(model)
     for site, tap in adapter._taps.items():
         seen = []
-        module = adapter._base.get_submodule(tap.module)
+        module = adapter.base.get_submodule(tap.module)
         if tap.end not in {"in", "out"}:
             continue  # no hook of torch's sees what attention sees: test_model_llama.py does
         hook = (
@@ -175,13 +175,13 @@ def test_a_listener_may_replace_a_value_and_gradients_flow_through(model):
             adapter.listen(site, lambda value, scale=scale: value * scale),
             adapter.listen(site, lambda value, after=after: after.append(value)),
         ):
-            edited = adapter._base(input_ids=ids, attention_mask=mask).last_hidden_state
-        plain = adapter._base(input_ids=ids, attention_mask=mask).last_hidden_state
+            edited = adapter.base(input_ids=ids, attention_mask=mask).last_hidden_state
+        plain = adapter.base(input_ids=ids, attention_mask=mask).last_hidden_state
         assert torch.equal(edited, plain), site
         (gradient,) = torch.autograd.grad(edited[0].square().sum() + after[0].sum(), scale)
         assert gradient != 0, site
         with adapter.listen(site, torch.zeros_like):
-            zeroed = adapter._base(input_ids=ids, attention_mask=mask).last_hidden_state
+            zeroed = adapter.base(input_ids=ids, attention_mask=mask).last_hidden_state
         assert not torch.equal(zeroed, plain), site
 
 
