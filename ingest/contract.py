@@ -95,6 +95,10 @@ class PairSource(Protocol):
 
     kind: ClassVar[str]
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest prompt there can be; None where only its tokenizer tells."""
+
     def inputs(self) -> Mapping[str, str]:
         """Return what identifies the input: file name → sha256."""
 

@@ -82,9 +82,9 @@ class Gradient:
         partner_BT
             Ids of each sequence's partner, for rules that take points between the two.
         """
-        told = mask_BT.sum(1) > 1
+        told = mask_BT.sum(1) >= self.metric.least_tokens
         told[count:] = False
-        given = answers if answers is not None and self.metric.needs_answers else {}
+        given = answers or {}
         for asked in given.values():
             told &= asked >= 0
         examples = (
@@ -127,7 +127,8 @@ def check_answers(config: HarvestConfig, *, there: bool) -> None:
     if gradient is not None and gradient.metric.needs_answers and not there:
         raise IngestError(
             f"the gradient of {config.metric!r} was asked for, which compares named answers; these rows have none. "
-            "Nothing was written. Use --metric nll, or rows of a task (--source induction, --source pairs).",
+            "Nothing was written. Use --metric nll, or rows of a task (--source induction, --source pairs); where its ingest was "
+            "not finished, run that again first.",
             kind="metric-needs",
         )
     if gradient is not None and gradient.rule.point != "here" and not there:

@@ -162,11 +162,12 @@ class Harvester:
         size = int(self._job.recipe["batch"]["sequences"])
         between = self._gradient is not None and self._gradient.rule.point != "here"
         partners = partners_of(sequences) if between else None
-        told = answers_of(self._store, part) if self._gradient is not None else None
+        asking = self._gradient is not None and self._gradient.metric.needs_answers
+        answers = answers_of(self._store, part) if asking else None
         sites = dict.fromkeys([*self._job.sites, *(s for o in watching for s in o.sites)])
         for batch in batches(lengths.tolist(), size, self._loaded.adapter.max_positions):
             ids_BT, mask_BT = padded(columns["token_id"], bounds, lengths, batch, self._pad)
-            asked = None if told is None else _asked(told, bounds, batch, self._job.device)
+            asked = None if answers is None else _asked(answers, bounds, batch, self._job.device)
             other_BT = None
             if partners is not None:
                 starts = bounds[partners]
@@ -260,12 +261,12 @@ class VectorWorker:
 
 
 def _asked(
-    told: Mapping[str, Array], bounds: Array, batch: Batch, device: str
+    answers: Mapping[str, Array], bounds: Array, batch: Batch, device: str
 ) -> dict[str, torch.Tensor]:
     """Return the answers asked for behind each sequence of a batch, int64 ``[B]``; −1 where none is."""
     last = bounds[batch.first + 1 : batch.first + batch.count + 1] - 1
     found = {}
-    for name, values in told.items():
+    for name, values in answers.items():
         padded = np.full(batch.size, -1, np.int64)
         padded[: batch.count] = values[last]
         found[name] = torch.from_numpy(padded).to(device)

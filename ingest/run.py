@@ -17,7 +17,7 @@ from ingest.gradients import Gradient, check_answers, check_differentiable, stor
 from ingest.harvest import HarvestJob, MakeHarvester, VectorWorker, harvest_recipe
 from ingest.models import LoadedModel, check_device, load, resolve_dtype, resolve_sites
 from ingest.models.facts import ModelFacts
-from ingest.tasks import ANSWERS, ROLES, Pairing, write_answers
+from ingest.tasks import ROLES, Pairing, check_group, has_answers, write_answers
 from ingest.tokens import (
     Progress,
     Tokenizing,
@@ -79,6 +79,7 @@ def ingest(
     ConflictError
         A store of another recipe is there.
     """
+    check_group(harvest.group)
     loaded = _load(harvest, elsewhere=elsewhere(runtime))
     sites = resolve_sites(harvest.sites, loaded.adapter)
     _check_observable(loaded, sites, observers, harvest)
@@ -113,6 +114,7 @@ def ingest_into(
     """Add a group of columns to the rows of a store; the model must use the same tokenizer."""
     store = open_store(url)
     store.view.group("tokens")
+    check_group(harvest.group)
     loaded = _load(harvest, elsewhere=elsewhere(runtime))
     check_same_tokenizer(store, loaded)
     sites = resolve_sites(harvest.sites, loaded.adapter)
@@ -126,7 +128,7 @@ def ingest_into(
         )
     _check_memory(harvest, context, loaded)
     _check_observable(loaded, sites, observers, harvest)
-    check_answers(harvest, there=ANSWERS in store.groups)
+    check_answers(harvest, there=has_answers(store))
     job = _job(store, harvest, loaded, sites)
     return _harvest(job, loaded, runtime, _observers(job, loaded, observers), progress)
 
@@ -225,6 +227,7 @@ def _observers(
 
 def _load(config: HarvestConfig, *, elsewhere: bool) -> LoadedModel:
     """Load the model, on the CPU where workers elsewhere will load it again: this machine may lack their device."""
+    gradient = Gradient.of_config(config)  # refused before a model is loaded
     if not (elsewhere and config.device.startswith("cuda")):
         check_device(config.device)
     compute, _ = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
@@ -236,7 +239,7 @@ def _load(config: HarvestConfig, *, elsewhere: bool) -> LoadedModel:
         revision=config.revision,
     )
     check_vocabulary(loaded)
-    if Gradient.of_config(config) is not None:
+    if gradient is not None:
         check_differentiable(loaded)
     return loaded
 

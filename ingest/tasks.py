@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ingest.errors import SourceError
+from ingest.errors import IngestError, SourceError
 from ingest.plan import split_of
 from ingest.readers import vocabulary
 from ingest.tokens import special_ids
@@ -61,7 +61,9 @@ class Pairing:
                 yield self._sequences(number, pair), number + 1
 
     def _spell(self, text: str) -> Array:
-        found = self.tokenizer(text, add_special_tokens=False, return_attention_mask=False)
+        found = self.tokenizer(
+            text, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
         return np.array(found["input_ids"], np.int32)
 
     def _check(self, pair: TaskPair) -> None:
@@ -69,19 +71,22 @@ class Pairing:
         every = np.concatenate(
             [clean.reshape(-1), corrupt.reshape(-1), list(pair.answers.values())]
         )
+        mend = "Both prompts take equally many tokens, and each answer is one, of its own."
         if clean.ndim != 1 or clean.shape != corrupt.shape or not len(clean):
             found = f"prompts of {clean.size} and {corrupt.size} tokens"
         elif len(clean) > self.context:
             found = f"{len(clean)} tokens, where a sequence has {self.context} at most"
+            mend = f"Use --context {len(clean)} or more."
         elif set(pair.answers) != set(NAMES):
             found = f"answers {', '.join(pair.answers) or 'of no name'}, not {' and '.join(NAMES)}"
+        elif len(set(pair.answers.values())) != len(NAMES):
+            found = f"one token, {pair.answers[NAMES[0]]}, for {' and '.join(NAMES)}"
         elif every.min() < 0 or every.max() >= self._vocabulary.tokens:
             found = f"ids from {every.min()} to {every.max()}, where the tokenizer has {self._vocabulary.tokens}"
         else:
             return
         raise SourceError(
-            f"pair {pair.name!r} has {found}. What was committed before stands. Both prompts take equally many tokens, "
-            "and each answer is one.",
+            f"pair {pair.name!r} has {found}. What was committed before stands. {mend}",
             kind="bad-pair",
             path=pair.name,
         )
@@ -113,7 +118,19 @@ class Pairing:
         return found
 
     def check(self) -> None:
-        """Raise ``corpus-empty`` unless the source makes at least one pair, or what is wrong with the first."""
+        """Raise ``corpus-empty`` unless the source makes at least one pair, or what is wrong with the first.
+
+        Raises
+        ------
+        IngestError
+            ``setting-unused``: prompts of a task are taken as they are, whatever is said of special tokens.
+        """
+        if not self.config.special_tokens:
+            raise IngestError(
+                f"--no-special-tokens was said of the source {self.config.source.kind!r}, whose prompts are taken as they "
+                "are. Nothing was written. Leave it out.",
+                kind="setting-unused",
+            )
         if next(self.pairs(), None) is None:
             raise SourceError(
                 f"the source {self.config.source.kind!r} makes no pair of at most {self.config.rows or 'any'} rows. "
@@ -152,19 +169,31 @@ def write_answers(store: Store, pairing: Pairing) -> None:
             commit = store.view.commit("tokens", part)
             data = store.view.table(commit, "sequences.parquet")
             rows, pair_id = (column(data, name).astype(np.int64) for name in ("rows", "pair_id"))
+            ids = column(store.view.table(commit, "tokens.parquet"), "row")
             last = np.cumsum(rows) - 1
-            values = {name: np.full(commit.rows, -1, np.int32) for name in NAMES}
+            values = {name: np.full(len(ids), -1, np.int32) for name in NAMES}
             for name in NAMES:
                 values[name][last] = told[name][pair_id]
-            base = part * store.part_stride
-            writer.put(np.arange(base, base + commit.rows), values)
-    store.refresh().seal(ANSWERS)
+            writer.put(ids, values)
 
 
-def answers_of(store: Store, part: int) -> Mapping[str, Array] | None:
-    """Return the answers to a part's rows by name, ``int32[R]``, −1 where none is asked; None where there are none."""
-    if ANSWERS not in store.groups:
-        return None
+def has_answers(store: Store) -> bool:
+    """Return whether the rows of a store have answers."""
+    return ANSWERS in store.groups and "answers" in store.groups[ANSWERS].recipe
+
+
+def check_group(name: str) -> None:
+    """Raise ``name-taken`` where a group would have the name of the answers'."""
+    if name == ANSWERS:
+        raise IngestError(
+            f"a group was to be called {name!r}, as the answers to a task's prompts are. Nothing was written. Use another "
+            "--group.",
+            kind="name-taken",
+        )
+
+
+def answers_of(store: Store, part: int) -> Mapping[str, Array]:
+    """Return the answers to a part's rows by name, ``int32[R]``, −1 where none is asked."""
     data = store.view.table(store.view.commit(ANSWERS, part), "scalars.parquet")
     return {name: column(data, name) for name in NAMES}
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ingest.config import TokensConfig
-from ingest.contract import TextSource, TokenSource, VectorSource
+from ingest.contract import PairSource, TextSource, TokenSource, VectorSource
 from ingest.errors import IngestError, ModelError, SourceError
 from ingest.models import LoadedModel
 from ingest.plan import SHARES, Slice, slices, split_of
@@ -102,7 +102,8 @@ def special_ids(tokenizer: Any) -> Array:
 def resolve_context(config: TokensConfig, loaded: LoadedModel) -> int:
     """Return the tokens of a sequence, checked against the model's positions and documents that stay whole."""
     limit = loaded.adapter.max_positions
-    longest = config.source.longest if isinstance(config.source, TokenSource) else None
+    stays_whole = isinstance(config.source, TokenSource | PairSource)
+    longest = config.source.longest if stays_whole else None
     context = config.context or longest or min(256, limit or 256)
     if longest is not None and context < longest:
         raise IngestError(

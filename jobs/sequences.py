@@ -17,6 +17,7 @@ import torch
 
 from ingest.contract import SequenceBlock
 from ingest.models.facts import ModelFacts
+from ingest.models.rules import RULES
 from jobs.errors import JobError
 from store import Store, tables
 from store.records import canonical
@@ -128,6 +129,13 @@ def locate(
     )
 
 
+def _gradient_words(made: Group) -> list[str]:
+    """Return the flags that make gradients as those of a group are."""
+    rule = made.recipe["gradient"]
+    named = next((name for name, one in RULES.items() if one.to_json() == rule), "RULE")
+    return ["--gradient", named, "--metric", str(made.recipe["metric"]["kind"])]
+
+
 def _holders(groups: Sequence[Group], site: str) -> list[Group]:
     return [g for g in groups if site in g.columns and g.columns[site].kind in {"dense", "scalar"}]
 
@@ -158,6 +166,7 @@ def missing_columns_error(
     words = ["actlake", "ingest", "--into", store.url, "--group", _free_name(store, made)]
     words += ["--model", model or _made_by(store, made) or "MODEL"]
     words += ["--sites", ",".join(_compact(missing))]
+    words += [] if made is None or not made.gradient else _gradient_words(made)
     if made is not None:
         words += ["--batch", str(batch_of(made.recipe)), "--dtype", made.recipe["compute_dtype"]]
         dtypes = sorted(set(made.recipe["dtypes"].values()))

@@ -114,15 +114,15 @@ def seal(
 def resolve(groups: Mapping[str, Group], address: str, url: str) -> tuple[Group, Column]:
     """Return the column behind ``group:site``, or behind ``site`` where only one group has it.
 
-    A gradient keeps the name of its site; of ``site`` alone it comes only where no group has the site's values.
+    A gradient keeps the name of its site; ``site`` alone is its values.
     """
     name, found, site = address.rpartition(":")
     if found:
         if name in groups and site in groups[name].columns:
             return groups[name], groups[name].columns[site]
     else:
-        holders = [group for group in groups.values() if site in group.columns]
-        holders = [group for group in holders if not group.gradient] or holders
+        every = [group for group in groups.values() if site in group.columns]
+        holders = [group for group in every if not group.gradient]
         if len(holders) == 1:
             return holders[0], holders[0].columns[site]
         if holders:
@@ -132,8 +132,9 @@ def resolve(groups: Mapping[str, Group], address: str, url: str) -> tuple[Group,
                 kind="ambiguous-column",
             )
     known = ", ".join(f"{g.name}:{c}" for g in groups.values() for c in g.columns)
+    apart = "" if found or not every else f" (of its gradient {every[0].name}:{site})"
     raise NotFoundError(
-        f"there is no column {address!r} in {url}; known: {known or 'none'}. Nothing was "
+        f"there is no column {address!r} in {url}{apart}; known: {known or 'none'}. Nothing was "
         f"read. Add it: actlake ingest --into {url} --group NAME --model M --sites {site}",
         kind="column-missing",
         column=address,

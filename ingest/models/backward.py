@@ -6,7 +6,6 @@ before the first site that was asked for.
 
 from __future__ import annotations
 
-import itertools
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +19,7 @@ from ingest.models.rules import GradRule, Objective, frozen_attention, ruled
 from ingest.models.sites import broken_site
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ingest.models.contract import ModelAdapter
 
@@ -44,18 +43,20 @@ def gradients(
     """See `HookedModel.gradients`."""
     check_head(model.model)
     _check_rule(model, rule)
-    ways = _ways(model, ids_BT, mask_BT, rule, partner_BT)
     blocks = [None] if rule.drop == "none" else list(range(model.layers))
-    count = len(ways) * len(blocks)
     sums: dict[str, Tensor] = {}
-    total = torch.zeros(())
-    for way, block in itertools.product(ways, blocks):
-        run = _run(model, ids_BT, mask_BT, sites, objective, rule, way, block)
-        if count == 1:
-            return run
-        sums = {site: sums[site] + grad if sums else grad for site, grad in run[0].items()}
-        total = total.to(run[1]) + run[1]
-    return {site: grad / count for site, grad in sums.items()}, total / count
+    values: list[Tensor] = []
+    for way in _ways(model, ids_BT, mask_BT, rule, partner_BT):
+        for block in blocks:
+            grads, value = _run(model, ids_BT, mask_BT, sites, objective, rule, way, block)
+            values.append(value)
+            if rule.steps * len(blocks) == 1:
+                return grads, value
+            for site, grad in grads.items():  # summed in float32 where the model computes in less
+                wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+                sums[site] = sums[site].add_(wide) if site in sums else wide.clone()
+    count = len(values)
+    return {site: grad / count for site, grad in sums.items()}, torch.stack(values).mean(0)
 
 
 def _check_rule(model: HookedModel, rule: GradRule) -> None:
@@ -72,10 +73,11 @@ def _check_rule(model: HookedModel, rule: GradRule) -> None:
 
 def _ways(
     model: HookedModel, ids_BT: Tensor, mask_BT: Tensor, rule: GradRule, partner_BT: Tensor | None
-) -> list[Tensor | None]:
-    """Return what is added to the embeddings in each run, ``[B, T, D]``; None for nothing."""
+) -> Iterator[Tensor | None]:
+    """Yield what is added to the embeddings in each run, ``[B, T, D]``; None for nothing."""
     if rule.point == "here":
-        return [None]
+        yield None
+        return
     if partner_BT is None or partner_BT.shape != ids_BT.shape:
         raise ModelError(
             "a gradient between two prompts was asked for; "
@@ -86,7 +88,8 @@ def _ways(
     mine, other = (
         model.capture(ids, mask_BT, ["embed"])["embed"].clone() for ids in (ids_BT, partner_BT)
     )
-    return [(other - mine) * ((step + 0.5) / rule.steps) for step in range(rule.steps)]
+    for step in range(rule.steps):
+        yield (other - mine) * ((step + 0.5) / rule.steps)
 
 
 def _run(
@@ -108,7 +111,8 @@ def _run(
         if way is not None:
             hooks.enter_context(model.listen("embed", partial(torch.add, way)))
         for site in dict.fromkeys(sites):
-            hooks.enter_context(model.listen(site, partial(_probed, probes, site)))
+            probe = partial(_probed, probes, site, model.family)
+            hooks.enter_context(model.listen(site, probe))
         if rule.attn == "frozen":
             for handle in frozen_attention(model.base, bends, model.layers):
                 hooks.enter_context(handle)
@@ -118,15 +122,20 @@ def _run(
         values = objective(logits)
         if missed := [site for site in sites if site not in probes]:
             raise broken_site(model.family, missed[0], "the forward never reached it")
-        found: Any = torch.autograd.grad(values.sum(), list(probes.values()), allow_unused=True)
+        places = [probes[site] for site in dict.fromkeys(sites)]
+        found: Any = [None] * len(places)  # where a rule leaves no way from any of them
+        if values.requires_grad:
+            found = torch.autograd.grad(values.sum(), places, allow_unused=True)
     return {
-        site: torch.zeros_like(probe) if grad is None else grad
-        for (site, probe), grad in zip(probes.items(), found, strict=True)
+        site: torch.zeros_like(probes[site]) if grad is None else grad
+        for site, grad in zip(dict.fromkeys(sites), found, strict=True)
     }, values.detach()
 
 
-def _probed(probes: dict[str, Tensor], site: str, value: Tensor) -> Tensor:
+def _probed(probes: dict[str, Tensor], site: str, family: str, value: Tensor) -> Tensor:
     """Add a zero that is differentiated by."""
+    if site in probes:
+        raise broken_site(family, site, "the forward passed it twice")
     probes[site] = torch.zeros_like(value, requires_grad=True)
     return value + probes[site]
 

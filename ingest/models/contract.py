@@ -113,9 +113,10 @@ class Bends:
     attentions: tuple[str, ...] = ()
     """Attention modules of transformers, which call an attention function (`ingest.models.seam`)."""
     adds: tuple[str, ...] = ()
-    """Modules whose output is what attention adds to the stream, block by block."""
+    """Modules whose output is what attention adds to the stream, block by block: those of ``attn.out``, so that the site
+    lies behind what a rule does there."""
     mlps: tuple[str, ...] = ()
-    """Modules whose output is what an MLP adds to the stream, block by block."""
+    """Modules whose output is what an MLP adds to the stream, block by block: those of ``mlp.out``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

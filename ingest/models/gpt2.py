@@ -61,7 +61,7 @@ class GPT2:
                 activations=(f"{mlp}.act",),
                 attentions=(attn,),
                 adds=(f"{attn}.c_proj",),
-                mlps=(mlp,),
+                mlps=(f"{mlp}.c_proj",),
             ),
         )
 

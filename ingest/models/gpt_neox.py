@@ -85,7 +85,7 @@ class GptNeoX:
                 activations=(f"{mlp}.act",),
                 attentions=(attn,),
                 adds=(f"{attn}.dense",),
-                mlps=(mlp,),
+                mlps=(f"{mlp}.dense_4h_to_h",),
             ),
         )
 

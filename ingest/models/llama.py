@@ -109,7 +109,7 @@ def decoder(config: Any, window: Callable[[int], int | None] = lambda _layer: No
             products=(f"{mlp}.down_proj",),
             attentions=(attn,),
             adds=(f"{attn}.o_proj",),
-            mlps=(mlp,),
+            mlps=(f"{mlp}.down_proj",),
         ),
     )
 

@@ -1,8 +1,8 @@
 """Gradient rules: what the backward of a model does at the modules that are not linear.
 
-A rule changes no value: every hook returns the module's own output, bit for bit, with another way back. It acts on a model
-that is already loaded, while its context is open. Of attention, the pattern is held by handing the attention function
-queries and keys that are constants: values keep their way back.
+A rule changes no value: every hook returns the module's own output (but for the sign of zeros), with another way back. It
+acts on a model that is already loaded, while its context is open. Of attention, the pattern is held by handing the attention
+function queries and keys that are constants: values keep their way back.
 
 Sources: AtP and GradDrop, Kramár et al. (arXiv 2403.00745), of which the plain gradient and the mean over dropped blocks are
 stored (the paper adds the absolute values of each drop's products); integrated gradients over inputs, Sundararajan et al.
@@ -32,6 +32,17 @@ if TYPE_CHECKING:
 _STABLE = 1e-6
 
 
+_KNOWN = {
+    "norm": ("exact", "frozen"),
+    "act": ("exact", "identity"),
+    "gate": ("exact", "half"),
+    "attn": ("exact", "frozen"),
+    "mlp": ("pass", "block"),
+    "point": ("here", "inputs"),
+    "drop": ("none", "layers"),
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradRule:
     """What stands in for the derivative, kind of module by kind of module."""
@@ -53,6 +64,19 @@ class GradRule:
     """Points of ``inputs``."""
     drop: Literal["none", "layers"] = "none"
     """``layers``: the mean over as many runs as there are blocks, in each of which nothing comes back through one of them."""
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name}={getattr(self, name)!r}"
+            for name, known in _KNOWN.items()
+            if getattr(self, name) not in known
+        ]
+        if wrong or self.steps < 1 or (self.point == "here" and self.steps != 1):
+            raise ModelError(
+                f"a gradient rule with {', '.join(wrong) or f'steps={self.steps} at point {self.point!r}'} was asked for; "
+                f"known: {_KNOWN}, and steps from 1 on between inputs. Nothing was run.",
+                kind="bad-rule",
+            )
 
     def to_json(self) -> dict[str, str | int]:
         """Return the fields by name."""

@@ -53,6 +53,11 @@ class Induction:
                 kind="bad-source",
             )
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt there can be."""
+        return 2 * self.high
+
     def inputs(self) -> Mapping[str, str]:
         """Return nothing: no file is read."""
         return {}

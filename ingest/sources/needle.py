@@ -49,6 +49,11 @@ class Needle:
                 kind="bad-source",
             )
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a prompt."""
+        return self.length
+
     def inputs(self) -> Mapping[str, str]:
         """Return nothing: no file is read."""
         return {}

@@ -14,9 +14,11 @@ import numpy as np
 
 from ingest.contract import Array, Spell, TaskPair, Vocabulary
 from ingest.errors import SourceError
+from store.records import canonical, sha256
 from store.schema import subseed
 
 _DRAWS = 64
+_SHOWN = 256
 Item = TypeVar("Item")
 
 
@@ -70,9 +72,15 @@ class Prompts:
         """Return one prompt."""
         raise NotImplementedError
 
+    @property
+    def longest(self) -> None:
+        """None: that depends on the tokenizer."""
+        return
+
     def inputs(self) -> Mapping[str, str]:
-        """Return nothing: no file is read."""
-        return {}
+        """Return what identifies the task's words and sentences: the sha256 of some of its prompts."""
+        draw = Draw(subseed(0, self.kind, 0))
+        return {self.kind: sha256(canonical([list(self.drawn(draw)) for _ in range(_SHOWN)]))}
 
     def pairs(self, vocabulary: Vocabulary, spell: Spell) -> Iterator[TaskPair]:
         """Yield the pairs, named ``<kind>/<seed>/<number>``; the token that begins texts stands in front.
@@ -112,7 +120,8 @@ def _spelled(
     """Return both roles' ids and the answers', or None where they are not as a pair must be."""
     clean, corrupt = (np.concatenate([begin, spell(text)]) for text in prompt[:2])
     behind = {
-        name: _behind(prompt.clean, getattr(prompt, name), spell) for name in ("correct", "wrong")
+        name: token_behind(prompt.clean, getattr(prompt, name), spell)
+        for name in ("correct", "wrong")
     }
     answers = {name: one for name, one in behind.items() if one is not None}
     good = len(answers) == 2 and answers["correct"] != answers["wrong"]
@@ -121,7 +130,7 @@ def _spelled(
     return clean, corrupt, answers
 
 
-def _behind(text: str, answer: str, spell: Spell) -> int | None:
+def token_behind(text: str, answer: str, spell: Spell) -> int | None:
     """Return the one token that an answer adds to a text; None where it is several, or changes those before."""
     ids, both = spell(text), spell(text + answer)
     if len(both) != len(ids) + 1 or not np.array_equal(both[:-1], ids):

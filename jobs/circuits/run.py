@@ -124,6 +124,13 @@ def _resolved(
     read = [
         site for sites, plan in zip(needs, taken, strict=True) if plan is None for site in sites
     ]
+    if not any(needs):
+        where = f"groups {', '.join(groups)}" if groups else "any group of values"
+        raise JobError(
+            f"{store.url} has no column of whole sequences in {where} that these statistics look at. Nothing was started. "
+            "Say --sites, or a group (--group) that holds some.",
+            kind="columns-missing",
+        )
     sources = _sources(store, read, taken, groups, model)
     parts = shared_parts(store, sources)
     _refuse_partly_taken(store, taken, parts, groups, model)

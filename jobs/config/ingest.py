@@ -16,7 +16,7 @@ class Ingest(Placed):
     out: str | None = None
     """Store to make or complete."""
     into: str | None = None
-    """Store to add a group of columns to, over its rows; needs --group, takes no flags about rows."""
+    """Store to add a group of columns to, over its rows; needs --group (or --gradient), takes no flags about rows."""
     model: str | None = None
     """Folder or hub id of a Hugging Face model."""
     corpus: tuple[str, ...] = ()
@@ -31,8 +31,8 @@ class Ingest(Placed):
     """Circuit statistics to compute while the model runs; their sites need not be stored."""
     gradient: str | None = None
     """Write a metric's gradient at the sites in place of their values, by rule (README); exact is one."""
-    metric: str = "nll"
-    """What the gradient is of."""
+    metric: str | None = None
+    """What the gradient is of; default: nll."""
     group: str | None = None
     """Name of the group to write; default: acts, or grad.RULE.METRIC."""
     context: int | None = None
@@ -40,7 +40,7 @@ class Ingest(Placed):
     batch: int = 32
     """Sequences of a forward; part of the recipe."""
     dtype: str = "auto"
-    """Compute and store dtype: auto, float32, bfloat16, float16."""
+    """Compute and store dtype: auto, float32, bfloat16, float16; gradients are stored in float32."""
     store_dtype: str | None = None
     """Store dtype where it differs."""
     codec: str = "raw"

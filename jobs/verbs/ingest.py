@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ingest.run import Summary
 
 DEFAULT_GROUP = "acts"
+DEFAULT_METRIC = "nll"
 _ABOUT_ROWS = (
     *("corpus", "source", "rows", "context", "part_rows", "text", "special_tokens", "text_field"),
     *("name_field", "order_seed", "split_seed"),
@@ -33,6 +34,11 @@ def ingest(config: settings.Ingest, context: Context) -> Answer:
             "Nothing was started."
         )
     _check_into(config)
+    if config.metric is not None and config.gradient is None:
+        raise UsageError(
+            f"--metric {config.metric} says what a gradient is of, and none was asked for. Nothing was started. Add "
+            "--gradient exact, or leave it out."
+        )
     gpus = float(config.device.startswith("cuda"))
     place = {"url": config.into or config.out, "group": _group(config)}
     with runtime_for(config, shard=config.shard, gpus=gpus, **place) as runtime:
@@ -46,7 +52,7 @@ def _ingest(config: settings.Ingest, context: Context, runtime: Runtime) -> Summ
     source = None if config.into else _source(config)
     observers = live_statistics(config.stats or ())
     if source is not None and hasattr(source, "block"):
-        _refuse_statistics(config)
+        _refuse_without_model(config)
         tokens = _tokens_config(config, source, TokensConfig)
         return ingest_vectors(
             str(config.out),
@@ -59,7 +65,8 @@ def _ingest(config: settings.Ingest, context: Context, runtime: Runtime) -> Summ
         raise UsageError(
             "--model says which model to run: a folder or a hub id. Nothing was started."
         )
-    harvest = _part_of(config, HarvestConfig, group=_group(config))
+    metric = config.metric or DEFAULT_METRIC
+    harvest = _part_of(config, HarvestConfig, group=_group(config), metric=metric)
     if config.into is not None:
         return ingest_into(
             config.into, harvest, runtime=runtime, observers=observers, progress=context.progress
@@ -76,15 +83,18 @@ def _ingest(config: settings.Ingest, context: Context, runtime: Runtime) -> Summ
 
 
 def _group(config: settings.Ingest) -> str:
-    usual = DEFAULT_GROUP if config.gradient is None else f"grad.{config.gradient}.{config.metric}"
+    usual = DEFAULT_GROUP
+    if config.gradient is not None:
+        usual = f"grad.{config.gradient}.{config.metric or DEFAULT_METRIC}"
     return config.group or usual
 
 
-def _refuse_statistics(config: settings.Ingest) -> None:
-    if config.stats:
+def _refuse_without_model(config: settings.Ingest) -> None:
+    given = [name for name in ("stats", "gradient") if getattr(config, name)]
+    if given:
         raise UsageError(
-            f"--stats {','.join(config.stats)} look at a model while it runs; source {config.source!r} makes vectors "
-            "without one. Nothing was started. Run `actlake stats` over the store it makes."
+            f"--{given[0]} looks at a model while it runs; source {config.source!r} makes vectors without one. Nothing was "
+            "started. Use rows of text, or `actlake stats` over the store it makes."
         )
 
 
@@ -139,6 +149,11 @@ def _source(config: settings.Ingest) -> Any:
         given = _source_fields(kind, text, fields)
         if "paths" in fields:
             given["paths"] = config.corpus
+        elif config.corpus:
+            raise UsageError(
+                f"--source {kind} reads no files; --corpus {' '.join(config.corpus)} was given. Nothing was started. Leave "
+                "one of them out."
+            )
         if "order_seed" in fields and config.order_seed is not None:
             given.setdefault("order_seed", config.order_seed)
         return SOURCES.parse({"kind": kind, **given})

@@ -8,6 +8,7 @@ from torch import nn
 
 from ingest.errors import ModelError, SiteError
 from ingest.models import adapt, toy
+from ingest.models.backward import _run
 from ingest.models.rules import RULES, GradRule, rule_of
 
 CAUSAL = {
@@ -22,7 +23,8 @@ CAUSAL = {
 
 @pytest.fixture(params=CAUSAL)
 def model(request):
-    return toy.build(request.param, layers=2, architecture=CAUSAL[request.param]).double()
+    built = toy.build(request.param, layers=2, architecture=CAUSAL[request.param]).double()
+    return built.requires_grad_(requires_grad=False)  # as models are loaded
 
 
 def batch():
@@ -75,7 +77,63 @@ def test_the_exact_rule_is_autograd_at_every_site(model):
     assert list(found) == sites
     for site in sites:
         assert torch.allclose(found[site], cut(model, adapter, site), rtol=1e-6, atol=1e-9), site
+    backwards, _ = adapter.gradients(*batch(), sites[::-1], objective)
+    assert list(backwards) == sites[::-1]
+
+
+def test_weights_get_no_gradient_though_they_could(model):
+    model.requires_grad_(requires_grad=True)
+    adapt(model).gradients(*batch(), ["blocks.0.resid_pre"], objective)
     assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("rule", ["attribution_graph", "grad_drop", "relp_ah"])
+@pytest.mark.parametrize("site", ["mlp.post", "attn.z", "attn.q"])
+def test_where_no_way_is_left_there_are_zeros(model, rule, site):
+    """Alone, as a site is asked for; together with others it has a graph to be in."""
+    adapter = adapt(model)
+    site = f"blocks.1.{site}"
+    alone, _ = adapter.gradients(*batch(), [site], objective, RULES[rule])
+    every, _ = adapter.gradients(*batch(), list(adapter.sites()), objective, RULES[rule])
+    assert torch.allclose(alone[site], every[site], rtol=1e-9)
+
+
+def test_what_an_mlp_adds_counts_though_nothing_goes_through_it(model):
+    """In the last block nothing lies behind it but the stream."""
+    adapter = adapt(model)
+    sites = ["blocks.1.mlp.out", "blocks.1.resid_post", "blocks.1.mlp.post"]
+    out, post, inner = adapter.gradients(*batch(), sites, objective, GradRule(mlp="block"))[
+        0
+    ].values()
+    assert post.any()
+    assert torch.equal(out, post)
+    assert not inner.any()
+
+
+def test_halves_that_stand_side_by_side_are_dropped_alike():
+    adapter = adapt(toy.build("gpt_neox", layers=2, architecture="GPTNeoXForCausalLM").double())
+    sites = ["blocks.0.attn.out", "blocks.0.mlp.out"]
+    for rule in (GradRule(), GradRule(drop="layers")):
+        one, other = adapter.gradients(*batch(), sites, objective, rule)[0].values()
+        assert torch.equal(one, other)
+
+
+def test_means_over_runs_are_summed_in_float32():
+    adapter = adapt(toy.build("llama", layers=8, architecture="LlamaForCausalLM").bfloat16())
+    site, rule = "blocks.0.resid_pre", RULES["grad_drop"]
+    found, _ = adapter.gradients(*batch(), [site], objective, rule)
+    runs = [_run(adapter, *batch(), [site], objective, rule, None, at)[0][site] for at in range(8)]
+    assert runs[0].dtype == torch.bfloat16
+    assert torch.allclose(found[site], torch.stack(runs).float().mean(0), rtol=1e-5)
+    assert not torch.equal(found[site].bfloat16().float(), found[site])
+
+
+@pytest.mark.parametrize(
+    "fields", [{"norm": "frozn"}, {"drop": "all"}, {"steps": 0}, {"steps": 3}, {"point": "there"}]
+)
+def test_rules_that_are_none_are_refused(fields):
+    with pytest.raises(ModelError, match=r"bad-rule.*Nothing was run"):
+        GradRule(**fields)
 
 
 def test_it_is_the_derivative_of_the_forward(model):
@@ -155,6 +213,9 @@ def test_frozen_attention_and_blocked_mlps_send_nothing_back(model):
     frozen, _ = adapter.gradients(
         *batch(), [*inner, "blocks.1.attn.v"], objective, GradRule(attn="frozen")
     )
+    exact, _ = adapter.gradients(*batch(), inner, objective)
+    assert inner
+    assert all(exact[name].any() for name in inner)
     assert all(not frozen[name].any() for name in inner)
     assert frozen["blocks.1.attn.v"].any()
     sites = ["blocks.1.mlp.in", "blocks.1.mlp.post"]

@@ -227,7 +227,9 @@ BAD = {
     "empty": ({"clean": []}, "neither a text nor"),
     "numbers": ({"clean": [1.5]}, "neither a text nor"),
     "answer": ({"correct": "several words here"}, "metrics compare single ones"),
-    "answer-none": ({"wrong": ""}, "is 0 tokens"),
+    "answer-none": ({"wrong": ""}, "is no single token"),
+    "answers-equal": ({"correct": 9}, "one token, 9, for correct and wrong"),
+    "beyond-all": ({"clean": [10**25, 6, 7]}, "neither a text nor"),
     "far": ({"correct": 10**6}, "where the tokenizer has"),
     "negative": ({"clean": [5, -6, 7]}, "ids from -6"),
 }
@@ -334,4 +336,76 @@ def test_rules_that_take_points_between_need_pairs_that_are_whole(tmp_path, mode
         ingest_into(made.url, wanted, runtime=InProcess())
     add_tombstone(made.refresh(), [2], "the other half")
     ingest_into(made.url, wanted, runtime=InProcess())
-    assert len(store.open(made.url).read(f"g:{SITE}")) == len(store.open(made.url).row_ids())
+    left = store.open(made.url)
+    whole = make(tmp_path / "u", induction(), model, gradient="ig")
+    assert 0 < len(left.row_ids()) < len(whole.row_ids())
+    assert np.array_equal(left.read(f"g:{SITE}"), whole.gather(f"acts:{SITE}", left.row_ids()))
+
+
+def test_answers_are_completed_after_a_removal(tmp_path, model, monkeypatch):
+    from ingest import run
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "write_answers", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "s", induction(), model)
+    monkeypatch.undo()
+    wanted = HarvestConfig(
+        model=str(model),
+        sites=(SITE,),
+        dtype="float32",
+        gradient="exact",
+        metric="logit_diff",
+        group="g",
+    )
+    with pytest.raises(IngestError, match="where its ingest was not finished, run that again"):
+        ingest_into(tmp_path / "s", wanted, runtime=InProcess())
+    add_tombstone(store.open(tmp_path / "s"), [2, 3], "asked to")
+    made, whole = make(tmp_path / "s", induction(), model), make(tmp_path / "t", induction(), model)
+    ids = made.row_ids()
+    assert 0 < len(ids) < len(whole.row_ids())
+    for name in ("answers:correct", "answers:wrong"):
+        assert np.array_equal(made.read(name), whole.gather(name, ids))
+
+
+def test_a_prompt_of_one_token_has_an_answer_behind_it(tmp_path, model):
+    one = {"clean": [5], "corrupt": [6], "correct": 8, "wrong": 9}
+    made = make(tmp_path / "s", lines(tmp_path, [one]), model)
+    assert np.abs(made.read(f"acts:{SITE}")).sum(1).all()
+
+
+def test_a_task_as_long_as_the_model_takes_is_made_and_a_longer_one_refused_at_once(
+    tmp_path, model
+):
+    long = SOURCES.get("needle")(sequences=2, length=60)
+    made = make(tmp_path / "s", long, model)
+    assert made.arrow("sequences").to_pydict()["rows"] == [60] * 4
+    with pytest.raises(IngestError, match=r"context-too-long.*64 positions"):
+        make(tmp_path / "t", induction(high=60), model)
+    with pytest.raises(IngestError, match="context-too-short"):
+        make(tmp_path / "u", long, model, context=40)
+    assert not (tmp_path / "t").exists()
+
+
+def test_the_name_of_the_answers_is_taken(tmp_path, model):
+    rows = TokensConfig(source=induction(), part_rows=256)
+    harvest = HarvestConfig(model=str(model), sites=(SITE,), dtype="float32", group=ANSWERS)
+    with pytest.raises(IngestError, match="name-taken"):
+        ingest(tmp_path / "s", rows, harvest, runtime=InProcess())
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(IngestError, match="setting-unused"):
+        make(tmp_path / "t", induction(), model, special_tokens=False)
+
+
+def test_a_group_that_happens_to_be_called_so_is_none(tmp_path, model):
+    plain = SOURCES.get("repeats")(sequences=4, low=3, high=6)
+    made = make(tmp_path / "s", plain, model, metric="nll")
+    with made.writer(ANSWERS, columns={"y": "int32"}, recipe={}) as writer:
+        writer.put(made.row_ids(), {"y": np.zeros(len(made.row_ids()), np.int32)})
+    wanted = HarvestConfig(
+        model=str(model), sites=(SITE,), dtype="float32", gradient="exact", group="g"
+    )
+    ingest_into(made.url, wanted, runtime=InProcess())
+    assert np.array_equal(store.open(made.url).read(f"g:{SITE}"), made.read(f"acts:{SITE}"))

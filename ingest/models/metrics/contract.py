@@ -92,6 +92,8 @@ class Metric(Protocol):
     kind: ClassVar[str]
     needs_clean: ClassVar[bool]
     """Whether it compares with the logits of the model left alone."""
+    least_tokens: ClassVar[int]
+    """Tokens of the shortest example it says something of."""
     needs_answers: ClassVar[bool]
     """Whether it asks the examples for named answers."""
 

@@ -18,6 +18,7 @@ class Entropy:
 
     kind: ClassVar[str]
     needs_clean: ClassVar[bool] = False
+    least_tokens: ClassVar[int] = 1
     needs_answers: ClassVar[bool] = False
     span: str = ""
     """Its last position is read; empty for the last token."""

@@ -18,6 +18,7 @@ class KlToClean:
 
     kind: ClassVar[str]
     needs_clean: ClassVar[bool] = True
+    least_tokens: ClassVar[int] = 1
     needs_answers: ClassVar[bool] = False
     span: str = ""
     """Name of the examples' span; empty for every position."""

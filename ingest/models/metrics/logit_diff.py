@@ -21,6 +21,7 @@ class LogitDiff:
 
     kind: ClassVar[str]
     needs_clean: ClassVar[bool] = False
+    least_tokens: ClassVar[int] = 1
     needs_answers: ClassVar[bool] = True
     correct: str = "correct"
     """Name of the examples' answer that should win."""

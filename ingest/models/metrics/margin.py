@@ -18,6 +18,7 @@ class Margin:
 
     kind: ClassVar[str]
     needs_clean: ClassVar[bool] = False
+    least_tokens: ClassVar[int] = 1
     needs_answers: ClassVar[bool] = True
     answer: str = "correct"
     """Name of the examples' answer that is looked at."""

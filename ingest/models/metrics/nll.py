@@ -23,6 +23,7 @@ class Nll:
 
     kind: ClassVar[str]
     needs_clean: ClassVar[bool] = False
+    least_tokens: ClassVar[int] = 2
     needs_answers: ClassVar[bool] = False
     span: str = ""
     """Name of the examples' span; empty for the whole sequence."""

@@ -18,6 +18,7 @@ class Prob:
 
     kind: ClassVar[str]
     needs_clean: ClassVar[bool] = False
+    least_tokens: ClassVar[int] = 1
     needs_answers: ClassVar[bool] = True
     answers: tuple[str, ...] = ("correct",)
     """Names of the examples' answers whose probabilities are added; a token under two names counts twice."""
