@@ -161,6 +161,7 @@ class PosixStorage:
                 self.system.mkdir(path)
             except FileExistsError:
                 if not self._is_folder(path):
+                    self.system.stat(path, follow_symlinks=False)  # gone again: another try
                     raise
         return set(wanted)
 

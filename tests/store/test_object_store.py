@@ -300,4 +300,4 @@ def test_the_chunks_of_a_window_are_asked_for_at_once(s3_url, faulty, monkeypatc
     assert np.array_equal(fresh.gather("acts:h", ids), values_of(ids, fresh.column("acts:h")))
     reads = [path for method, path, _ in faults.requests if method == "GET" and "/h/c/" in path]
     assert len(reads) >= 16
-    assert faults.most_at_once >= 14
+    assert faults.most_at_once >= 8  # one behind the other it would be one

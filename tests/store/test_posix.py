@@ -37,6 +37,22 @@ def test_a_folder_that_always_vanishes_is_given_up(tmp_path):
     assert [name for name, _ in system.calls].count("create") == _FOLDER_TRIES
 
 
+def test_a_folder_that_was_there_and_vanishes_before_it_is_looked_at_is_made_again(tmp_path):
+    class Vanishing(System):
+        said = 0
+
+        def mkdir(self, path):
+            if path.name == "a" and not self.said:
+                self.said += 1
+                raise FileExistsError
+            super().mkdir(path)
+
+    system = Vanishing()
+    PosixStorage(tmp_path, system).put("a/b", b"1")
+    assert system.said == 1
+    assert PosixStorage(tmp_path).get("a/b") == b"1"
+
+
 def test_names_that_cannot_be_made_durable_leave_nothing(tmp_path):
     broken = Failing(open=lambda path: OSError(errno.EIO, "gone") if path != tmp_path else None)
     with pytest.raises(UnavailableError, match="gone"):
