@@ -6,6 +6,7 @@ tokenizer writes them. Pair i is a function of (seed, i) and the tokenizer alone
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
@@ -52,7 +53,7 @@ class Draw:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompts:
+class Prompts(ABC):
     """A `PairSource` of prompts that are drawn; who inherits says how."""
 
     kind: ClassVar[str]
@@ -68,9 +69,9 @@ class Prompts:
                 kind="bad-source",
             )
 
+    @abstractmethod
     def drawn(self, draw: Draw) -> Prompt:
         """Return one prompt."""
-        raise NotImplementedError
 
     @property
     def longest(self) -> None:
