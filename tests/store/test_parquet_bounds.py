@@ -212,6 +212,15 @@ def test_plain_text_beside_a_dictionary_counts_too(monkeypatch):
         tables.check_bytes(data, "here", 400)
 
 
+def test_plain_text_of_several_columns_counts_together(monkeypatch):
+    sink = io.BytesIO()
+    texts = {name: [f"{n:09d}" * 10 for n in range(400)] for name in "ab"}
+    pq.write_table(pa.table(texts), sink, use_dictionary=False)
+    monkeypatch.setattr("store.parquet_bounds.MAX_TEXT_BYTES", 50_000)  # each takes 37 600
+    with pytest.raises(CorruptError, match="its text takes"):
+        tables.check_bytes(sink.getvalue(), "here", 400)
+
+
 def test_columns_of_one_name_are_refused_where_they_would_be_counted_by_it(monkeypatch):
     sink = io.BytesIO()
     data = pa.table([["x" * 50] * 400, ["y"] * 400], names=["a", "a"])

@@ -128,6 +128,16 @@ def test_lists_of_texts_are_no_column_of_text():
         tables.check_bytes(sink.getvalue(), "here", 8_000)
 
 
+def test_a_table_that_readers_would_refuse_is_not_written(monkeypatch):
+    """Pages hold lengths beside the texts: what Arrow counts may fit where they do not."""
+    data = pa.table({"text": [f"{n:08d}" for n in range(1000)]})
+    monkeypatch.setattr("store.parquet_bounds.MAX_TEXT_BYTES", data.column("text").nbytes + 10)
+    with pytest.raises(InvalidInputError, match=r"table-too-large.*smaller part_rows"):
+        tables.encode(data)
+    monkeypatch.setattr("store.parquet_bounds.MAX_TEXT_BYTES", 2 * data.column("text").nbytes)
+    assert tables.decode(tables.encode(data)).equals(data)
+
+
 def test_a_file_without_rows_is_read_as_such():
     file = tables.TableFile(tables.encode(tables.CODES.empty_table()), "here")
     assert file.read(0, 0).equals(tables.CODES.empty_table())
