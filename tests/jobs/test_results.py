@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import jobs.results
 from jobs.errors import JobError
-from jobs.machine import PeakMemory, hardware, memory_bytes, revision, versions
+from jobs.machine import hardware, memory_bytes, revision, versions
 from jobs.results import Result
 from jobs.run_card import RunCard, canonical_json, config_hash
 from store.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
