@@ -46,7 +46,8 @@ class HarvestConfig:
     dtype: str = "auto"
     store_dtype: str | None = None
     codec: str = "raw"
-    attn_implementation: str = "sdpa"
+    attn_implementation: str = "auto"
+    """As transformers names it; ``auto`` is ``sdpa`` where the family has it, else ``eager``."""
     device: str = "cpu"
     revision: str | None = None
     allow_nonfinite: bool = False

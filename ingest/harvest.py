@@ -199,9 +199,11 @@ class Harvester:
             captured = self._gradient.at(adapter, *there, sites, batch.count, answers, partner)
         mask[batch.count :] = 0
         real = mask.bool().to(device)
-        dtype = getattr(torch, self._job.dtype)
+        known = adapter.sites()
+        dtypes = {site: getattr(torch, known[site].dtype or self._job.dtype) for site in sites}
         return {
-            site: captured[site][real].to(device="cpu", dtype=dtype).contiguous() for site in sites
+            site: captured[site][real].to(device="cpu", dtype=dtypes[site]).contiguous()
+            for site in sites
         }
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from ingest.failures import PARTS_FAILED, parts_failed
 from ingest.gradients import Gradient, check_answers, check_differentiable, stored_dtype
 from ingest.harvest import HarvestJob, MakeHarvester, VectorWorker, harvest_recipe
 from ingest.models import LoadedModel, check_device, load, resolve_dtype, resolve_sites
+from ingest.models.backward import check_gradients
 from ingest.models.facts import ModelFacts
 from ingest.tasks import ROLES, Pairing, check_group, has_answers, write_answers
 from ingest.tokens import (
@@ -81,7 +82,7 @@ def ingest(
     """
     check_group(harvest.group)
     loaded = _load(harvest, elsewhere=elsewhere(runtime))
-    sites = resolve_sites(harvest.sites, loaded.adapter)
+    sites = _sites(harvest, loaded)
     _check_observable(loaded, sites, observers, harvest)
     context = resolve_context(tokens, loaded)
     rows = _rows(tokens, loaded, context)
@@ -117,7 +118,7 @@ def ingest_into(
     check_group(harvest.group)
     loaded = _load(harvest, elsewhere=elsewhere(runtime))
     check_same_tokenizer(store, loaded)
-    sites = resolve_sites(harvest.sites, loaded.adapter)
+    sites = _sites(harvest, loaded)
     context = int(store.groups["tokens"].recipe.get("context", 0))
     limit = loaded.adapter.max_positions
     if limit is not None and context > limit:
@@ -177,6 +178,14 @@ def check_memory(batch: int, context: int, loaded: LoadedModel, *, logits: int =
             f"a batch of {batch} sequences of {context} tokens needs at least {need / 1e9:,.1f} GB for "
             f"{loaded.name}; {free / 1e9:,.1f} GB are free. Nothing was written. Use a smaller --batch."
         )
+
+
+def _sites(harvest: HarvestConfig, loaded: LoadedModel) -> list[str]:
+    """Return the sites a harvest names; those whose gradients are asked for must have some."""
+    sites = resolve_sites(harvest.sites, loaded.adapter)
+    if harvest.gradient is not None:
+        check_gradients(loaded.adapter, sites)
+    return sites
 
 
 def _rows(tokens: TokensConfig, loaded: LoadedModel, context: int) -> Pairing | Tokenizing:
@@ -250,12 +259,13 @@ def _job(
     _, usual = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
     stored = stored_dtype(config, usual)
     known = loaded.adapter.sites()
-    columns = {site: f"{stored}[{','.join(map(str, known[site].shape))}]" for site in sites}
+    dtypes = {site: known[site].dtype or stored for site in sites}
+    columns = {site: f"{dtypes[site]}[{','.join(map(str, known[site].shape))}]" for site in sites}
     recipe = harvest_recipe(
         loaded,
         store.groups["tokens"].recipe_hash,
         sites,
-        dict.fromkeys(sites, stored),
+        dtypes,
         config.batch,
         Gradient.of_config(config),
     )

@@ -24,7 +24,7 @@ from store.records import canonical
 from store.schema import Column, Group
 
 Array = np.ndarray[Any, np.dtype[Any]]
-USUAL_ATTENTION = "sdpa"  # what ingest takes where nothing is said
+USUAL_ATTENTION = "sdpa"  # what ingest takes where nothing is said and the model has it
 DEFAULT_BATCH = 32  # sequences of a block where the recipe names no batch
 _OF_COLUMNS = {"schema", "sites", "dtypes"}
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")

@@ -18,6 +18,15 @@ from jobs.kernels.contract import EXECUTORS, PLANNERS
 from store.codecs import CODECS
 from store.registry import Registry
 
+ORDER = (
+    "embed", "resid_pre",
+    "attn.q", "attn.k", "attn.v", "attn.rot_q", "attn.rot_k", "attn.z", "attn.out", "attn.post_norm",
+    "mixer.in", "mixer.x", "mixer.gate", "mixer.conv", "mixer.dt", "mixer.b", "mixer.c", "mixer.post", "mixer.out",
+    "resid_mid",
+    "mlp.in", "router.logits", "router.topk", "router.weights",
+    "mlp.pre", "mlp.pre_linear", "mlp.post", "mlp.out", "mlp.post_norm",
+    "resid_post", "final.normalized",
+)  # fmt: skip
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -36,9 +45,29 @@ def of_registry(noun: str, registry: Registry) -> Callable[[], str]:
     return table
 
 
+def sites_by_family() -> str:
+    """Return which family has which site, from the toy models that the laws of ``tests/ingest`` run over."""
+    shape = {"vocab": 320, "layers": 1, "width": 32, "heads": 4, "positions": 64}
+    has: dict[str, list[str]] = {}
+    for family in ADAPTERS.names():
+        kind = ADAPTERS.get(family)
+        anatomy = kind.anatomy(kind.toy(**shape))
+        block = [f"blocks.{{l}}.{name}" for name in anatomy.block]
+        for site in (*anatomy.before, *block, *anatomy.after):
+            has.setdefault(site, []).append(family)
+    places = {site: at for at, site in enumerate(ORDER)}
+    families = ADAPTERS.names()
+    lines = [f"| site | {' | '.join(families)} |", f"|---|{':-:|' * len(families)}"]
+    for site in sorted(has, key=lambda name: places[name.removeprefix("blocks.{l}.")]):
+        marks = ["●" if family in has[site] else "" for family in families]
+        lines.append(f"| `{site}` | {' | '.join(marks)} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "sources": of_registry("source", SOURCES),
     "families": of_registry("model family", ADAPTERS),
+    "sites": sites_by_family,
     "metrics": of_registry("metric", METRICS),
     "variants": of_registry("dictionary", VARIANTS),
     "statistics": of_registry("statistic", STATISTICS),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ingest.errors import ModelError
+from ingest.errors import ModelError, SiteError
 from ingest.models.contract import Bends
 from ingest.models.rules import GradRule, Objective, frozen_attention, ruled
 from ingest.models.sites import broken_site
@@ -138,6 +138,19 @@ def _probed(probes: dict[str, Tensor], site: str, family: str, value: Tensor) ->
         raise broken_site(family, site, "the forward passed it twice")
     probes[site] = torch.zeros_like(value, requires_grad=True)
     return value + probes[site]
+
+
+def check_gradients(model: ModelAdapter, sites: Sequence[str]) -> None:
+    """Raise ``no-gradient`` where nothing changes by degrees with one of the sites."""
+    known = model.sites()
+    none = [site for site in sites if site in known and not known[site].differentiable]
+    if none:
+        raise SiteError(
+            f"the gradient at {', '.join(none)} was asked for; whole numbers have none, nor has what the model does not go on "
+            "with. Nothing was run. Leave it out.",
+            kind="no-gradient",
+            site=none[0],
+        )
 
 
 def check_head(model: nn.Module) -> None:

@@ -34,6 +34,15 @@ class SiteInfo:
     n."""
     note: str = ""
     """What a reader of the column must know, empty where the name says it all."""
+    dtype: str = ""
+    """Dtype in which values are stored, whatever a harvest's is; empty where the harvest decides."""
+    fixed: bool = False
+    """Whether it can only be looked at: the model does not go on with it."""
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether anything has a gradient by it."""
+        return not (self.fixed or self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,20 @@ class Tap:
     """Other module paths that put out the same value; accepted as names of the site."""
     note: str = ""
     """Handed on to `SiteInfo.note`."""
+    within: str = ""
+    """Path of a module around it whose first input is ``[B, T, …]``, where this module's tensors lie flat, ``[B * T, …]``."""
+    item: int = 0
+    """Which of several outputs it is."""
+    dtype: str = ""
+    """Set for whole numbers, ``int16``: what they are stored in. They have no gradient."""
+    fixed: bool = False
+    """Set where the model does not go on with the tensor: an edit would change nothing and is refused."""
+
+
+def weight_of(norm: Any) -> Tensor:
+    """Return a norm's weight."""
+    weight: Tensor = norm.weight
+    return weight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +140,13 @@ class Bends:
     lies behind what a rule does there."""
     mlps: tuple[str, ...] = ()
     """Modules whose output is what an MLP adds to the stream, block by block: those of ``mlp.out``."""
+    gain: Callable[[Any], Tensor] = weight_of
+    """What a norm multiplies by."""
+
+
+def everywhere_alike(_layer: int) -> str:
+    """Return the beginning of names that are the same in every block: none."""
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,10 +158,10 @@ class Anatomy:
     causal: bool
     max_positions: int | None
     """Longest sequence the model takes, in tokens; None where nothing limits it."""
-    attention: Callable[[int], AttentionSpec]
-    """The attention of a block, given its number."""
     block: Mapping[str, Tap]
     """Sites of every block: name below ``blocks.{l}`` → tap."""
+    attention: Callable[[int], AttentionSpec] | None = None
+    """The attention of a block, given its number; None for models that mix positions otherwise."""
     before: Mapping[str, Tap] = field(default_factory=dict)
     """Sites ahead of the blocks: whole name → tap."""
     after: Mapping[str, Tap] = field(default_factory=dict)
@@ -141,6 +171,8 @@ class Anatomy:
     rotary: str | None = None
     """Path of the module that turns q and k, below the base model: the ``inv_freq`` and
     ``attention_scaling`` it holds complete each block's `AttentionSpec`."""
+    rotary_kind: Callable[[int], str] = everywhere_alike
+    """What the names of both begin with for a block, where the module holds several of them."""
 
 
 class Family(Protocol):

@@ -47,7 +47,7 @@ class ModelFacts:
             width=adapter.width,
             causal=adapter.causal,
             shapes={name: tuple(site.shape) for name, site in adapter.sites().items()},
-            attentions=tuple(adapter.attention(layer) for layer in range(adapter.layers)),
+            attentions=_attentions(adapter),
             trained_length=adapter.trained_length,
         )
 
@@ -84,7 +84,7 @@ class ModelFacts:
         if not self.attentions:
             raise ModelError(
                 "how the model attends is not recorded beside its columns (the group was written by an older "
-                "version, or by another program). Nothing was started. Name the model: --model FOLDER.",
+                "version, or by another program; or the model has none). Nothing was started. Name the model: --model FOLDER.",
                 kind="facts-missing",
             )
         self.blocks((layer,))
@@ -180,10 +180,19 @@ class ModelFacts:
         return cls.from_json(json.loads(files[FACTS_FILE]))
 
 
+def _attentions(adapter: ModelAdapter) -> tuple[AttentionSpec, ...]:
+    try:
+        return tuple(adapter.attention(layer) for layer in range(adapter.layers))
+    except ModelError as error:
+        if error.kind != "no-attention":
+            raise
+        return ()
+
+
 def _turn(network: Any) -> None:
     """Make the rotary modules of a model without weights anew: what they hold follows from the config."""
     for name, module in list(network.named_modules()):
-        if hasattr(module, "inv_freq"):
+        if any(kind.endswith("inv_freq") for kind, _ in module.named_buffers(recurse=False)):
             network.set_submodule(name, type(module)(config=network.config))
 
 

@@ -9,6 +9,7 @@ the module, not to the call.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -16,18 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ingest.errors import ModelError, SiteError
-from ingest.models.backward import gradients
+from ingest.models.backward import check_gradients, gradients
 from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Rotary, SiteInfo, Tap
 from ingest.models.rules import GradRule, Objective
 from ingest.models.seam import listen_at
-from ingest.models.sites import broken_site, unknown_site
+from ingest.models.sites import broken_site, no_attention, unknown_site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from torch.utils.hooks import RemovableHandle
 
 
 def heads_of(count: int, head_width: int) -> Callable[[Tensor], Tensor]:
@@ -80,13 +80,13 @@ class HookedModel:
         self._prefix = str(getattr(base, "base_model_prefix", ""))
         self._attention = anatomy.attention
         self.bends = anatomy.bends
-        self._rotary = anatomy.rotary
+        self._rotary, self._rotary_kind = anatomy.rotary, anatomy.rotary_kind
         self._taps = _taps(anatomy)
 
     def sites(self) -> dict[str, SiteInfo]:
         """Return the sites by name, in order of depth."""
         return {
-            name: SiteInfo(name, tap.shape, depth, tap.note)
+            name: SiteInfo(name, tap.shape, depth, tap.note, tap.dtype, tap.fixed)
             for depth, (name, tap) in enumerate(self._taps.items())
         }
 
@@ -100,18 +100,30 @@ class HookedModel:
         return found
 
     def attention(self, layer: int) -> AttentionSpec:
-        """Return what it takes to recompute the attention of block ``layer``."""
+        """Return what it takes to recompute the attention of block ``layer``.
+
+        Raises
+        ------
+        SiteError
+            There is no such block.
+        ModelError
+            ``no-attention``: the model mixes positions otherwise.
+        """
         if not 0 <= layer < self.layers:
             raise SiteError(
                 f"there is no block {layer}; the {self.family} model has blocks 0 to "
                 f"{self.layers - 1}."
             )
+        if self._attention is None:
+            raise no_attention(self.family)
         spec = self._attention(layer)
         if self._rotary is None:
             return spec
         turn: Any = self.base.get_submodule(self._rotary)
-        frequencies = tuple(turn.inv_freq.float().tolist())
-        return replace(spec, rotary=Rotary(frequencies, float(turn.attention_scaling)))
+        kind = self._rotary_kind(layer)
+        frequencies = tuple(getattr(turn, f"{kind}inv_freq").float().tolist())
+        magnitude = float(getattr(turn, f"{kind}attention_scaling"))
+        return replace(spec, rotary=Rotary(frequencies, magnitude))
 
     def listen(self, site: str, fn: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
         """Call ``fn`` with the value of ``site``, ``[B, T, *shape]``, in every forward.
@@ -122,17 +134,19 @@ class HookedModel:
         Raises
         ------
         SiteError
-            ``unknown-site``.
+            ``unknown-site``; out of the forward, ``site-fixed`` where an edit would change nothing.
         """
         if site not in self._taps:
             raise unknown_site(site, self)
         tap = self._taps[site]
         module = self.base.get_submodule(tap.module)
+        if tap.fixed:
+            fn = partial(_only_shown, fn, site)
+        if tap.within:
+            return _Folded(self.base.get_submodule(tap.within), module, tap, fn)
         if tap.end == "query" or tap.end == "key":
             return listen_at(module, tap.end, partial(_edited, tap, fn))
-        if tap.end == "out":
-            return module.register_forward_hook(partial(_on_output, tap, fn))
-        return module.register_forward_pre_hook(partial(_on_input, tap, fn), with_kwargs=True)
+        return _hooked(module, tap, fn)
 
     def capture(
         self, input_ids_BT: Tensor, attention_mask_BT: Tensor, sites: Sequence[str]
@@ -218,12 +232,13 @@ class HookedModel:
         Raises
         ------
         SiteError
-            ``unknown-site``; nothing was run.
+            ``unknown-site``, or ``no-gradient`` of what cannot be changed by degrees; nothing was run.
         ModelError
             ``bad-input``, ``too-long``, ``training-mode`` or ``no-head``; ``site-broken`` where the forward did not pass a
             site.
         """
         self._check(input_ids_BT, attention_mask_BT)
+        check_gradients(self, sites)
         rule = GradRule() if rule is None else rule
         return gradients(self, input_ids_BT, attention_mask_BT, sites, objective, rule, partner_BT)
 
@@ -313,17 +328,67 @@ def _taps(anatomy: Anatomy) -> dict[str, Tap]:
             found[f"blocks.{layer}.{name}"] = replace(
                 tap,
                 module=tap.module.format(l=layer),
+                within=tap.within.format(l=layer),
                 also=tuple(path.format(l=layer) for path in tap.also),
             )
     return found | dict(anatomy.after)
+
+
+def _only_shown(fn: Callable[[Tensor], Tensor | None], site: str, value: Tensor) -> None:
+    """Show a value that cannot be edited."""
+    if fn(value) is not None:
+        raise SiteError(
+            f"{site} was to be edited; the model does not go on with it, so that would change nothing. The forward was given "
+            "up. Edit what is computed from it.",
+            kind="site-fixed",
+            site=site,
+        )
+
+
+def _hooked(module: nn.Module, tap: Tap, fn: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Call ``fn`` at one end of a module in every forward."""
+    if tap.end == "out":
+        return module.register_forward_hook(partial(_on_output, tap, fn))
+    return module.register_forward_pre_hook(partial(_on_input, tap, fn), with_kwargs=True)
+
+
+class _Folded(RemovableHandle):
+    """Listens to a module whose tensors lie flat, and shows them as ``[B, T, …]``."""
+
+    def __init__(
+        self,
+        around: nn.Module,
+        module: nn.Module,
+        tap: Tap,
+        fn: Callable[[Tensor], Tensor | None],
+    ) -> None:
+        super().__init__(OrderedDict())
+        self._shape: tuple[int, ...] = ()
+        self._handles = (
+            around.register_forward_pre_hook(self._remember, with_kwargs=True),
+            _hooked(module, replace(tap, view=self._folded(tap.view)), fn),
+        )
+
+    def _folded(self, view: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda value: view(value.view(*self._shape, *value.shape[1:]))
+
+    def _remember(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value = args[0] if args else kwargs["hidden_states"]
+        self._shape = tuple(value.shape[:2])
+
+    def remove(self) -> None:
+        super().remove()
+        for handle in self._handles:
+            handle.remove()
 
 
 def _on_output(
     tap: Tap, fn: Callable[[Tensor], Tensor | None], _module: nn.Module, _args: Any, output: Any
 ) -> Any:
     if isinstance(output, tuple):
-        edited = _edited(tap, fn, output[0])
-        return None if edited is None else (edited, *output[1:])
+        edited = _edited(tap, fn, output[tap.item])
+        rest = output[tap.item + 1 :]
+        return None if edited is None else (*output[: tap.item], edited, *rest)
     return _edited(tap, fn, output)
 
 

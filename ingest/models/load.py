@@ -36,7 +36,7 @@ def load(
     *,
     dtype: str = "auto",
     device: str | torch.device = "cpu",
-    attn_implementation: str = "sdpa",
+    attn_implementation: str = "auto",
     revision: str | None = None,
     tokenizer: str | Path | None = None,
 ) -> LoadedModel:
@@ -52,7 +52,8 @@ def load(
     device
         Where the model goes.
     attn_implementation
-        As transformers names it: ``sdpa``, ``eager``, ``flash_attention_2`` …
+        As transformers names it: ``sdpa``, ``eager``, ``flash_attention_2`` …; ``auto`` is ``sdpa`` where the family has
+        it, else ``eager``.
     revision
         Branch, tag or commit of a hub id; without meaning for a folder.
     tokenizer
@@ -167,7 +168,7 @@ def _network(
         network, report = auto.from_pretrained(
             str(found.folder),
             dtype=dtype,
-            attn_implementation=attn_implementation,
+            attn_implementation=None if attn_implementation == "auto" else attn_implementation,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,

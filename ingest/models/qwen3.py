@@ -6,11 +6,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ingest.models.contract import ADAPTERS, Anatomy, Bends, Tap
+from ingest.models.contract import ADAPTERS, Anatomy, Bends, Tap, whole
 from ingest.models.llama import decoder, refuse_unusual, windows_by_layer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @ADAPTERS.register("qwen3")
@@ -30,13 +34,7 @@ class Qwen3:
         """Return where the sites lie, below `Qwen3Model`."""
         refuse_unusual(config)
         plain = decoder(config, windows_by_layer(config))
-        attn, norms = "layers.{l}.self_attn", []
-        block = dict(plain.block)
-        for name in ("q", "k"):
-            path = f"{attn}.{name}_norm"
-            note = "after its norm, before the rotary embedding"
-            block[f"attn.{name}"] = Tap(path, "out", plain.block[f"attn.{name}"].shape, note=note)
-            norms.append(path)
+        block, norms = behind_their_norms(plain.block)
         bends = plain.bends or Bends()
         bends = replace(bends, norms=(*bends.norms, *norms))
         return replace(plain, block=block, bends=bends)
@@ -58,3 +56,22 @@ class Qwen3:
             bos_token_id=0,
             eos_token_id=0,
         )
+
+
+def behind_their_norms(
+    block: Mapping[str, Tap], view: Callable[[Tensor], Tensor] = whole
+) -> tuple[dict[str, Tap], tuple[str, ...]]:
+    """Return a Llama's sites with q and k as they leave the norms of their heads, and the paths of those norms.
+
+    Parameters
+    ----------
+    view
+        What makes ``[B, T, H, dh]`` of what a norm puts out.
+    """
+    sites, paths = dict(block), []
+    for name in ("q", "k"):
+        path = f"layers.{{l}}.self_attn.{name}_norm"
+        note = "after its norm, before the rotary embedding"
+        sites[f"attn.{name}"] = Tap(path, "out", block[f"attn.{name}"].shape, view, note=note)
+        paths.append(path)
+    return sites, tuple(paths)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -124,7 +125,7 @@ def ruled(
         Block through whose halves nothing comes back: what reaches the stream before it came past it.
     """
     turns: list[tuple[bool, tuple[str, ...], Any]] = [
-        (rule.norm == "frozen", bends.norms, _norm),
+        (rule.norm == "frozen", bends.norms, partial(_norm, bends)),
         (rule.act == "identity", bends.activations, _activation),
         (rule.mlp == "block", bends.mlps, _blocked),
     ]
@@ -165,12 +166,12 @@ def _as(value: Tensor, way: Tensor) -> Tensor:
     return value.detach() + (way - way.detach())
 
 
-def _norm(module: Any, args: tuple[Any, ...], out: Tensor) -> Tensor:
+def _norm(bends: Bends, module: Any, args: tuple[Any, ...], out: Tensor) -> Tensor:
     x = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
     centred = x - x.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else x
     eps = getattr(module, "eps", None) or getattr(module, "variance_epsilon", 0.0)
     scale = (centred.detach().square().mean(-1, keepdim=True) + eps).rsqrt()
-    return _as(out, (centred * scale * module.weight).to(out.dtype))
+    return _as(out, (centred * scale * bends.gain(module)).to(out.dtype))
 
 
 def _activation(_module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:

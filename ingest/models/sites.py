@@ -198,6 +198,15 @@ def _members(text: str) -> Iterable[str]:
     return map(str, range(low, min(high, low + _MAX_EXPANSIONS) + 1))
 
 
+def no_attention(family: str) -> ModelError:
+    """Return the error for a question about attention of a model that has none."""
+    return ModelError(
+        f"how the {family} model attends was asked for, and it has no attention: it mixes positions otherwise. Nothing was "
+        "run. Ask for statistics that read the stream, or use another model.",
+        kind="no-attention",
+    )
+
+
 def broken_site(family: str, site: str, found: str) -> ModelError:
     """Return the error for a site that a forward does not pass as its family declares."""
     return ModelError(

@@ -63,8 +63,8 @@ class Ingest(Placed):
     """Accept NaN and infinities."""
     device: str = "cpu"
     """Where the model runs."""
-    attn_implementation: str = "sdpa"
-    """As transformers names it."""
+    attn_implementation: str = "auto"
+    """As transformers names it; auto is sdpa where the model has it, else eager."""
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
     shard: str | None = None

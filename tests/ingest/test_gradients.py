@@ -12,10 +12,13 @@ from ingest.models.backward import _run
 from ingest.models.rules import RULES, GradRule, rule_of
 
 CAUSAL = {
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
     "gpt_neox": "GPTNeoXForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "opt": "OPTForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
@@ -101,7 +104,10 @@ def test_where_no_way_is_left_there_are_zeros(model, rule, site):
 def test_what_an_mlp_adds_counts_though_nothing_goes_through_it(model):
     """In the last block nothing lies behind it but the stream."""
     adapter = adapt(model)
-    sites = ["blocks.1.mlp.out", "blocks.1.resid_post", "blocks.1.mlp.post"]
+    added = next(
+        name for name in ("mlp.post_norm", "mlp.out") if f"blocks.1.{name}" in adapter.sites()
+    )
+    sites = [f"blocks.1.{added}", "blocks.1.resid_post", "blocks.1.mlp.post"]
     out, post, inner = adapter.gradients(*batch(), sites, objective, GradRule(mlp="block"))[
         0
     ].values()
@@ -231,7 +237,7 @@ def bias_free(model):
     return model
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma3_text"])
 def test_with_all_rules_on_relevance_is_conserved_from_block_to_block(family):
     """sum(resid · rho) is the logit itself at every depth; the plain gradient keeps nothing of it (RelP §3)."""
     model = bias_free(toy.build(family, layers=3, architecture=CAUSAL[family]).double())
