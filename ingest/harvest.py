@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ingest.attended import attention_blocks, check_attention
 from ingest.contract import Array, Observer, SequenceBlock, StoppedError, VectorSource
 from ingest.errors import ModelError
 from ingest.gradients import Gradient
@@ -94,6 +95,7 @@ class Harvester:
         self._store = open_store(job.url)
         self._pace = Pace()
         self._stopping = False
+        self._attends = False
         # Read when a part commits, so what is noted of a part before its last rows goes into its record.
         self._provenance: dict[str, Any] = {
             **provenance(self._loaded),
@@ -193,6 +195,7 @@ class Harvester:
         there = ids.to(device), mask.to(device)
         adapter = self._loaded.adapter
         if self._gradient is None:
+            self._check_attention(*there, sites, batch.count)
             captured = adapter.capture(*there, sites)
         else:
             partner = None if other_BT is None else torch.from_numpy(other_BT).to(device)
@@ -205,6 +208,16 @@ class Harvester:
             site: captured[site][real].to(device="cpu", dtype=dtypes[site]).contiguous()
             for site in sites
         }
+
+    def _check_attention(
+        self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, sites: Sequence[str], count: int
+    ) -> None:
+        """Raise where the model does not attend as its family says; asked once, of the first sequences there are."""
+        if self._attends or not attention_blocks(sites):
+            return
+        error = check_attention(self._loaded.adapter, ids_BT[:count], mask_BT[:count], sites)
+        self._provenance["attention_error"] = f"{error:.1e}"
+        self._attends = True
 
     def close(self) -> None:
         """Seal the group where its last part is committed, and what the observers write."""
