@@ -15,6 +15,7 @@ from ingest.contract import Array, Observer, SequenceBlock, StoppedError, Vector
 from ingest.errors import ModelError
 from ingest.gradients import Gradient
 from ingest.models import LoadedModel, load, provenance
+from ingest.models.derived import Derived
 from ingest.models.facts import ModelFacts
 from ingest.pace import Pace
 from ingest.plan import PAD_MULTIPLE, Batch, batches, padded
@@ -42,7 +43,8 @@ class HarvestJob:
     codec: str
     attn_implementation: str
     device: str
-    allow_nonfinite: bool
+    allow_nonfinite: bool | tuple[str, ...]
+    """Whether values need not be finite; or the columns where some rows have none."""
 
 
 def harvest_recipe(
@@ -96,6 +98,8 @@ class Harvester:
         self._pace = Pace()
         self._stopping = False
         self._attends = False
+        self._derived = Derived(self._loaded.adapter)
+        self._known = {**self._loaded.adapter.sites(), **self._derived.sites()}
         # Read when a part commits, so what is noted of a part before its last rows goes into its record.
         self._provenance: dict[str, Any] = {
             **provenance(self._loaded),
@@ -196,14 +200,14 @@ class Harvester:
         adapter = self._loaded.adapter
         if self._gradient is None:
             self._check_attention(*there, sites, batch.count)
-            captured = adapter.capture(*there, sites)
+            captured = self._derived.capture(*there, sites)
         else:
             partner = None if other_BT is None else torch.from_numpy(other_BT).to(device)
             captured = self._gradient.at(adapter, *there, sites, batch.count, answers, partner)
         mask[batch.count :] = 0
         real = mask.bool().to(device)
-        known = adapter.sites()
-        dtypes = {site: getattr(torch, known[site].dtype or self._job.dtype) for site in sites}
+        kept = {site: self._known[site].dtype or self._job.dtype for site in sites}
+        dtypes = {site: getattr(torch, dtype) for site, dtype in kept.items()}
         return {
             site: captured[site][real].to(device="cpu", dtype=dtypes[site]).contiguous()
             for site in sites
@@ -213,6 +217,7 @@ class Harvester:
         self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, sites: Sequence[str], count: int
     ) -> None:
         """Raise where the model does not attend as its family says; asked once, of the first sequences there are."""
+        sites = [*sites, *self._derived.needs(sites)]
         if self._attends or not attention_blocks(sites):
             return
         error = check_attention(self._loaded.adapter, ids_BT[:count], mask_BT[:count], sites)

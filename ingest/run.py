@@ -16,7 +16,8 @@ from ingest.failures import PARTS_FAILED, parts_failed
 from ingest.gradients import Gradient, check_answers, check_differentiable, stored_dtype
 from ingest.harvest import HarvestJob, MakeHarvester, VectorWorker, harvest_recipe
 from ingest.models import LoadedModel, check_device, load, resolve_dtype, resolve_sites
-from ingest.models.backward import check_gradients
+from ingest.models.backward import check_gradients, check_head
+from ingest.models.derived import PREDICTED, Derived, is_derived
 from ingest.models.facts import ModelFacts
 from ingest.tasks import ROLES, Pairing, check_group, has_answers, write_answers
 from ingest.tokens import (
@@ -181,11 +182,17 @@ def check_memory(batch: int, context: int, loaded: LoadedModel, *, logits: int =
 
 
 def _sites(harvest: HarvestConfig, loaded: LoadedModel) -> list[str]:
-    """Return the sites a harvest names; those whose gradients are asked for must have some."""
-    sites = resolve_sites(harvest.sites, loaded.adapter)
+    """Return the sites and derived columns a harvest names; those whose gradients are asked for must have some."""
     if harvest.gradient is not None:
+        sites = resolve_sites(harvest.sites, loaded.adapter)
         check_gradients(loaded.adapter, sites)
-    return sites
+        return sites
+    derived = [pattern for pattern in harvest.sites if is_derived(pattern)]
+    plain = [pattern for pattern in harvest.sites if pattern not in derived]
+    columns = Derived(loaded.adapter).resolve(derived)
+    if set(columns) & set(PREDICTED):
+        check_head(loaded.model)
+    return [*resolve_sites(plain, loaded.adapter), *columns]
 
 
 def _rows(tokens: TokensConfig, loaded: LoadedModel, context: int) -> Pairing | Tokenizing:
@@ -199,7 +206,8 @@ def _rows(tokens: TokensConfig, loaded: LoadedModel, context: int) -> Pairing | 
 
 def _check_memory(config: HarvestConfig, context: int, loaded: LoadedModel) -> None:
     vocabulary = int(getattr(loaded.model.config, "vocab_size", 0))
-    check_memory(config.batch, context, loaded, logits=vocabulary if config.gradient else 0)
+    asked = config.gradient is not None or bool(set(PREDICTED) & set(config.sites))
+    check_memory(config.batch, context, loaded, logits=vocabulary if asked else 0)
 
 
 def _check_observable(
@@ -253,14 +261,20 @@ def _load(config: HarvestConfig, *, elsewhere: bool) -> LoadedModel:
     return loaded
 
 
+def spec_of(dtype: str, shape: Sequence[int]) -> str:
+    """Return how a column is declared, ``bfloat16[4,8]``; ``float32`` for one number a row."""
+    return f"{dtype}[{','.join(map(str, shape))}]" if shape else dtype
+
+
 def _job(
     store: Store, config: HarvestConfig, loaded: LoadedModel, sites: Sequence[str]
 ) -> HarvestJob:
     _, usual = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
     stored = stored_dtype(config, usual)
-    known = loaded.adapter.sites()
+    derived = Derived(loaded.adapter)
+    known = {**loaded.adapter.sites(), **derived.sites()}
     dtypes = {site: known[site].dtype or stored for site in sites}
-    columns = {site: f"{dtypes[site]}[{','.join(map(str, known[site].shape))}]" for site in sites}
+    columns = {site: spec_of(dtypes[site], known[site].shape) for site in sites}
     recipe = harvest_recipe(
         loaded,
         store.groups["tokens"].recipe_hash,
@@ -281,7 +295,7 @@ def _job(
         codec=config.codec,
         attn_implementation=config.attn_implementation,
         device=config.device,
-        allow_nonfinite=config.allow_nonfinite,
+        allow_nonfinite=config.allow_nonfinite or derived.gaps(sites),
     )
     store.writer(
         job.group, columns=job.columns, recipe=job.recipe, codec=job.codec

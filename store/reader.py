@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -293,7 +293,7 @@ class Store:
         recipe: Mapping[str, Any],
         codec: str = "raw",
         masked: bool = False,
-        allow_nonfinite: bool = False,
+        allow_nonfinite: bool | Collection[str] = False,
         provenance: Mapping[str, Any] | None = None,
     ) -> Writer: ...
 
@@ -305,7 +305,7 @@ class Store:
         columns: Mapping[str, str] | None = None,
         codec: str = "raw",
         masked: bool = False,
-        allow_nonfinite: bool = False,
+        allow_nonfinite: bool | Collection[str] = False,
         provenance: Mapping[str, Any] | None = None,
     ) -> Writer | TokensWriter:
         """Return the writer of a group: ``tokens``, which defines the rows, or one aligned to them.
@@ -320,7 +320,7 @@ class Store:
         masked
             The group holds a sample of the rows.
         allow_nonfinite
-            Accept NaN and infinities; else a part that holds one is refused.
+            Accept NaN and infinities, in all columns or in those named; else a part that holds one is refused.
         provenance
             Facts about this run that do not identify the data (hardware, threads, versions).
 

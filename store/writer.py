@@ -6,7 +6,7 @@ that are committed already are accepted and passed over, so running the same pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -65,7 +65,7 @@ class Writer:
         *,
         columns: Mapping[str, Column],
         recipe: Mapping[str, Any],
-        allow_nonfinite: bool,
+        allow_nonfinite: bool | Collection[str],
         provenance: Mapping[str, Any],
     ) -> None:
         self._store = store.refresh()
@@ -269,7 +269,7 @@ class Writer:
     def _add(self, at: OpenPart, column: Column, ids: Array, values: Any, *, raw: bool) -> None:
         if column.kind == "codes":
             bad = ~np.isfinite(np.asarray(values.value))
-            if bad.any() and not self._allow_nonfinite:
+            if bad.any() and not self._may_be_nonfinite(column):
                 raise self._nonfinite(column, int(np.asarray(values.row)[bad][0]))
             at.codes.append(values)
             return
@@ -278,7 +278,7 @@ class Writer:
 
         def summarise() -> None:
             summary.update(stored, bits=column.bits)
-            if summary.nonfinite and not self._allow_nonfinite:
+            if summary.nonfinite and not self._may_be_nonfinite(column):
                 raise self._nonfinite(
                     column, int(np.concatenate([*at.ids, ids])[summary.first_bad_row])
                 )
@@ -291,6 +291,10 @@ class Writer:
         else:
             summarise()
             at.scalars.setdefault(column.name, []).append(stored)
+
+    def _may_be_nonfinite(self, column: Column) -> bool:
+        allowed = self._allow_nonfinite
+        return allowed if isinstance(allowed, bool) else column.name in allowed
 
     def _nonfinite(self, column: Column, row: int) -> InvalidInputError:
         return InvalidInputError(

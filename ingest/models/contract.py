@@ -216,10 +216,19 @@ class ModelAdapter(Protocol):
     def attention(self, layer: int) -> AttentionSpec:
         """Return what it takes to recompute the attention of block ``layer``."""
 
+    @property
+    def attends(self) -> bool:
+        """Whether its blocks have attention."""
+
     def capture(
-        self, input_ids_BT: Tensor, attention_mask_BT: Tensor, sites: Sequence[str]
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        sites: Sequence[str],
+        *,
+        logits: Callable[[Tensor], None] | None = None,
     ) -> dict[str, Tensor]:
-        """Return ``{site: [B, T, *shape]}``, the model's own tensors, in the order asked."""
+        """Return ``{site: [B, T, *shape]}``, the model's own tensors, in the order asked; show the logits where wanted."""
 
     def listen(self, site: str, fn: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
         """Call ``fn`` with the site's value in every forward; a tensor it returns replaces it."""

@@ -9,7 +9,6 @@ the module, not to the call.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -17,17 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ingest.errors import ModelError, SiteError
-from ingest.models.backward import check_gradients, gradients
+from ingest.models.backward import check_gradients, check_head, gradients
 from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Rotary, SiteInfo, Tap
+from ingest.models.listening import listened
 from ingest.models.rules import GradRule, Objective
-from ingest.models.seam import listen_at
 from ingest.models.sites import broken_site, no_attention, unknown_site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from torch.utils.hooks import RemovableHandle
 
 
 def heads_of(count: int, head_width: int) -> Callable[[Tensor], Tensor]:
@@ -99,6 +99,11 @@ class HookedModel:
                     found[alias] = (*found.get(alias, ()), name)
         return found
 
+    @property
+    def attends(self) -> bool:
+        """Whether its blocks have attention."""
+        return self._attention is not None
+
     def attention(self, layer: int) -> AttentionSpec:
         """Return what it takes to recompute the attention of block ``layer``.
 
@@ -138,18 +143,15 @@ class HookedModel:
         """
         if site not in self._taps:
             raise unknown_site(site, self)
-        tap = self._taps[site]
-        module = self.base.get_submodule(tap.module)
-        if tap.fixed:
-            fn = partial(_only_shown, fn, site)
-        if tap.within:
-            return _Folded(self.base.get_submodule(tap.within), module, tap, fn)
-        if tap.end == "query" or tap.end == "key":
-            return listen_at(module, tap.end, partial(_edited, tap, fn))
-        return _hooked(module, tap, fn)
+        return listened(self.base, site, self._taps[site], fn)
 
     def capture(
-        self, input_ids_BT: Tensor, attention_mask_BT: Tensor, sites: Sequence[str]
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        sites: Sequence[str],
+        *,
+        logits: Callable[[Tensor], None] | None = None,
     ) -> dict[str, Tensor]:
         """Run the model as far as the deepest of ``sites`` and return their values.
 
@@ -161,6 +163,8 @@ class HookedModel:
             1 for a token, 0 for padding; values at padding positions mean nothing.
         sites
             Canonical names (`resolve_sites` makes them).
+        logits
+            Where given, the forward runs to its end, and this is shown the logits ``[B, T, V]``.
 
         Returns
         -------
@@ -174,26 +178,32 @@ class HookedModel:
         SiteError
             ``unknown-site``; nothing was run.
         ModelError
-            ``bad-input``, ``too-long`` or ``training-mode``, before anything runs;
+            ``bad-input``, ``too-long``, ``training-mode`` or, for logits, ``no-head``, before anything runs;
             ``site-broken`` where the forward did not pass a site exactly once with the declared
             shape.
         """
         wanted = list(dict.fromkeys(sites))
         got: dict[str, Tensor] = {}
-        if not wanted:
+        if not wanted and logits is None:
             return got
         self._check(input_ids_BT, attention_mask_BT)
         device = next(self.base.parameters()).device
+        if logits is not None:
+            check_head(self.model)
+        last = len(wanted) if logits is None else 0
+        run: Any = self.base if logits is None else self.model
         with ExitStack() as hooks, torch.inference_mode():
             for site in wanted:
-                keep = partial(self._keep, got, site, len(wanted), tuple(input_ids_BT.shape))
+                keep = partial(self._keep, got, site, last, tuple(input_ids_BT.shape))
                 hooks.enter_context(self.listen(site, keep))
             with suppress(_LastSiteReached):
-                self.base(
+                output = run(
                     input_ids=input_ids_BT.to(device),
                     attention_mask=attention_mask_BT.to(device),
                     use_cache=False,
                 )
+                if logits is not None:
+                    logits(output.logits)
         if missed := [site for site in wanted if site not in got]:
             raise broken_site(self.family, missed[0], "the forward never reached it")
         return {site: got[site] for site in wanted}
@@ -332,88 +342,6 @@ def _taps(anatomy: Anatomy) -> dict[str, Tap]:
                 also=tuple(path.format(l=layer) for path in tap.also),
             )
     return found | dict(anatomy.after)
-
-
-def _only_shown(fn: Callable[[Tensor], Tensor | None], site: str, value: Tensor) -> None:
-    """Show a value that cannot be edited."""
-    if fn(value) is not None:
-        raise SiteError(
-            f"{site} was to be edited; the model does not go on with it, so that would change nothing. The forward was given "
-            "up. Edit what is computed from it.",
-            kind="site-fixed",
-            site=site,
-        )
-
-
-def _hooked(module: nn.Module, tap: Tap, fn: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Call ``fn`` at one end of a module in every forward."""
-    if tap.end == "out":
-        return module.register_forward_hook(partial(_on_output, tap, fn))
-    return module.register_forward_pre_hook(partial(_on_input, tap, fn), with_kwargs=True)
-
-
-class _Folded(RemovableHandle):
-    """Listens to a module whose tensors lie flat, and shows them as ``[B, T, …]``."""
-
-    def __init__(
-        self,
-        around: nn.Module,
-        module: nn.Module,
-        tap: Tap,
-        fn: Callable[[Tensor], Tensor | None],
-    ) -> None:
-        super().__init__(OrderedDict())
-        self._shape: tuple[int, ...] = ()
-        self._handles = (
-            around.register_forward_pre_hook(self._remember, with_kwargs=True),
-            _hooked(module, replace(tap, view=self._folded(tap.view)), fn),
-        )
-
-    def _folded(self, view: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda value: view(value.view(*self._shape, *value.shape[1:]))
-
-    def _remember(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        value = args[0] if args else kwargs["hidden_states"]
-        self._shape = tuple(value.shape[:2])
-
-    def remove(self) -> None:
-        super().remove()
-        for handle in self._handles:
-            handle.remove()
-
-
-def _on_output(
-    tap: Tap, fn: Callable[[Tensor], Tensor | None], _module: nn.Module, _args: Any, output: Any
-) -> Any:
-    if isinstance(output, tuple):
-        edited = _edited(tap, fn, output[tap.item])
-        rest = output[tap.item + 1 :]
-        return None if edited is None else (*output[: tap.item], edited, *rest)
-    return _edited(tap, fn, output)
-
-
-def _on_input(
-    tap: Tap,
-    fn: Callable[[Tensor], Tensor | None],
-    _module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    if args:
-        edited = _edited(tap, fn, args[0])
-        return None if edited is None else ((edited, *args[1:]), kwargs)
-    edited = _edited(tap, fn, kwargs["hidden_states"])
-    return None if edited is None else (args, {**kwargs, "hidden_states": edited})
-
-
-def _edited(tap: Tap, fn: Callable[[Tensor], Tensor | None], value: Tensor) -> Tensor | None:
-    part = tap.view(value)
-    new = fn(part)
-    if new is None or part is value:
-        return new
-    clone = value.clone()
-    tap.view(clone).copy_(new)
-    return clone
 
 
 def _trained_length(config: Any, max_positions: int | None) -> int | None:
