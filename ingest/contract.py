@@ -57,7 +57,10 @@ class TokenDocument:
 
 @runtime_checkable
 class TokenSource(Protocol):
-    """A frozen config that yields documents of ready token ids, the same ones in the same order every time."""
+    """A frozen config that yields documents of ready token ids, the same ones in the same order every time.
+
+    One drawn from a known process may have a method ``truth()``, which returns files that hold it; they become an asset.
+    """
 
     kind: ClassVar[str]
 

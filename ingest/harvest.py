@@ -17,6 +17,7 @@ from ingest.gradients import Gradient
 from ingest.models import LoadedModel, load, provenance
 from ingest.models.derived import Derived
 from ingest.models.facts import ModelFacts
+from ingest.models.planted import TRUTH_FILE
 from ingest.pace import Pace
 from ingest.plan import PAD_MULTIPLE, Batch, batches, padded
 from ingest.tasks import answers_of, partners_of
@@ -312,11 +313,14 @@ def _load(job: HarvestJob) -> LoadedModel:
 
 
 def _named(store: Store, loaded: LoadedModel) -> dict[str, str]:
-    """Return the model's name and the asset of its facts, which later jobs read in its place."""
+    """Return the model's name, the asset of its facts, which later jobs read in its place, and of a planted one's truth."""
     asset = store.put_asset(ModelFacts.of(loaded.adapter).to_files())
     place = Path(loaded.name).expanduser()
     name = str(place.resolve()) if place.is_dir() else loaded.name  # commands with it run anywhere
-    return {"model": asset, "model_name": name}
+    truth = loaded.folder / TRUTH_FILE
+    planted = {TRUTH_FILE: truth.read_bytes()} if truth.is_file() else None
+    beside = {} if planted is None else {"truth": store.put_asset(planted)}
+    return {"model": asset, "model_name": name, **beside}
 
 
 def _bits(values: torch.Tensor) -> Array:

@@ -96,7 +96,7 @@ def ingest(
     store = create(url, part_rows=part_rows, part_stride=max(65_536, part_rows))
     asset = store.put_asset(tokenizer_files(loaded.folder))
     recipe = tokens_recipe(tokens, inputs, context, asset)
-    writer = store.writer("tokens", recipe=recipe)
+    writer = store.writer("tokens", recipe=recipe, provenance=_truth(store, tokens.source))
     job = _job(store.refresh(), harvest, loaded, sites)
     watching = _observers(job, loaded, observers)
     rows.write(writer, progress)
@@ -179,6 +179,12 @@ def check_memory(batch: int, context: int, loaded: LoadedModel, *, logits: int =
             f"a batch of {batch} sequences of {context} tokens needs at least {need / 1e9:,.1f} GB for "
             f"{loaded.name}; {free / 1e9:,.1f} GB are free. Nothing was written. Use a smaller --batch."
         )
+
+
+def _truth(store: Store, source: Any) -> dict[str, str]:
+    """Return the asset that holds what a source is drawn from, where that is known."""
+    known = getattr(source, "truth", None)
+    return {} if known is None else {"truth": store.put_asset(known())}
 
 
 def _sites(harvest: HarvestConfig, loaded: LoadedModel) -> list[str]:

@@ -7,6 +7,7 @@ set, as .ci/run does), ``nightly`` (many; ``pytest --hypothesis-profile nightly`
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import random
@@ -141,3 +142,17 @@ def bucket_url(request):
     """Where an empty store may be made in a bucket of every kind of service."""
     request.getfixturevalue(f"{request.param}_server")
     return f"{request.param}://bucket/store-{next(_numbers)}"
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    """A function that loads a module of tests/oracles by name."""
+
+    def load(name):
+        path = TESTS / "oracles" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"oracle_{name}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

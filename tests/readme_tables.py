@@ -9,6 +9,7 @@ from typing import Any
 
 from ingest.models import ADAPTERS
 from ingest.models.metrics import METRICS
+from ingest.models.planted import PLANTED
 from ingest.sources import SOURCES
 from jobs.circuits import STATISTICS
 from jobs.dictionaries import VARIANTS
@@ -68,6 +69,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sources": of_registry("source", SOURCES),
     "families": of_registry("model family", ADAPTERS),
     "sites": sites_by_family,
+    "planted": of_registry("planted model", PLANTED),
     "metrics": of_registry("metric", METRICS),
     "variants": of_registry("dictionary", VARIANTS),
     "statistics": of_registry("statistic", STATISTICS),

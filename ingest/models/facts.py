@@ -16,7 +16,7 @@ from typing import Any, Self
 from ingest.errors import ModelError, SiteError
 from ingest.models.contract import AttentionSpec, ModelAdapter, Rotary, SiteInfo
 from ingest.models.files import locate
-from ingest.models.hooks import adapt
+from ingest.models.hooks import adapt, family_of
 
 FACTS_FILE = "model.json"
 
@@ -131,6 +131,7 @@ class ModelFacts:
         path = place / "config.json"
         try:
             data = path.read_bytes()
+            family_of(json.loads(data)["model_type"])
             config = AutoConfig.from_pretrained(str(place), local_files_only=True)
             with torch.device("meta"):
                 network = AutoModel.from_config(config)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingest.errors import ModelError
+from ingest.models.planted import is_planted, planted_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,7 +80,7 @@ def bundled_causal() -> Path:
 
 
 def locate(model: str | Path, revision: str | None = None) -> tuple[Path, str | None]:
-    """Return the folder of a local model or hub id, fetched if need be, and the hub commit.
+    """Return the folder of a local model, a planted one or a hub id, made or fetched if need be, and the hub commit.
 
     Raises
     ------
@@ -87,6 +88,8 @@ def locate(model: str | Path, revision: str | None = None) -> tuple[Path, str | 
         ``model-not-found`` or ``missing-package``.
     """
     name = str(model)
+    if is_planted(name):
+        return planted_folder(name), None
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder, None

@@ -9,6 +9,7 @@ the module, not to the call.
 
 from __future__ import annotations
 
+import importlib
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -320,7 +321,7 @@ def adapt(model: nn.Module) -> HookedModel:
 
 
 def family_of(model_type: str) -> Any:
-    """Return the `Family` of a Hugging Face model type, or raise ``unsupported-family``."""
+    """Return the `Family` of a Hugging Face model type, its modules known to transformers, or raise ``unsupported-family``."""
     if model_type not in ADAPTERS.names():
         raise ModelError(
             f"models of type {model_type!r} are not supported; known: "
@@ -328,7 +329,10 @@ def family_of(model_type: str) -> Any:
             "ingest/models/.",
             kind="unsupported-family",
         )
-    return ADAPTERS.get(model_type)
+    family = ADAPTERS.get(model_type)
+    if network := getattr(family, "network", ""):
+        importlib.import_module(network)
+    return family
 
 
 def _taps(anatomy: Anatomy) -> dict[str, Tap]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from store.testing.small import small_store
 
 pytest.register_assert_rewrite("store.testing.conformance")
 
-ORACLES = Path(__file__).parents[1] / "oracles"
 _numbers = itertools.count()
 
 
@@ -94,16 +92,3 @@ def compacted_objects(small_files):
 def compacted(compacted_objects):
     """A store with indexes of everything, free to be damaged."""
     return store.open(plant(new_memory_url(), compacted_objects))
-
-
-@pytest.fixture(scope="session")
-def oracle():
-    """A function that loads a module of tests/oracles by name."""
-
-    def load(name):
-        spec = importlib.util.spec_from_file_location(f"oracle_{name}", ORACLES / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
