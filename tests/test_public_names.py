@@ -27,6 +27,9 @@ PUBLIC: dict[str, list[str]] = {
         "merge", "provenance", "resolve_dtype", "resolve_sites", "rotate", "scores",
     ],
     "ingest.models.metrics": ["METRICS", "Examples", "Metric", "metric_name"],
+    "ingest.models.planted": [
+        "PLANTED", "TRUTH_FILE", "PlantedModel", "is_planted", "planted_folder",
+    ],
     "ingest.sources": ["SOURCES"],
     "jobs": [],
     "jobs.circuits": ["STATISTICS"],

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingest.errors import ModelError
+from ingest.models.outside import missing_package
 from ingest.models.planted import is_planted, planted_folder
 
 if TYPE_CHECKING:
@@ -168,15 +169,6 @@ def _fetch(name: str, revision: str | None) -> tuple[Path, str | None]:
         ) from error
     # The cache keeps every snapshot in a folder named after its commit.
     return folder, folder.name
-
-
-def missing_package(package: str, wish: str) -> ModelError:
-    """Return the ``missing-package`` error for a wish that needs a package."""
-    return ModelError(
-        f"{wish} needs the package {package!r}, which is not installed. Nothing was loaded. "
-        f"Install it: pip install {package}",
-        kind="missing-package",
-    )
 
 
 def _broken(path: Path, found: str) -> ModelError:

@@ -7,7 +7,6 @@ had to invent) is an error.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,13 +18,13 @@ from ingest.models.files import (
     Checkpoint,
     check_tokenizer,
     locate,
-    missing_package,
     read_checkpoint,
 )
 from ingest.models.hooks import adapt, family_of
+from ingest.models.outside import missing_package, quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
@@ -90,25 +89,6 @@ def load(
         attn_implementation=str(network.config._attn_implementation),
         revision=commit,
     )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers and the hub client off the terminal, then restore their settings."""
-    try:
-        from transformers.utils import logging
-    except ImportError as error:
-        raise missing_package("transformers", "loading a model") from error
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if bars:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ingest.models.hooks import family_of
-from ingest.models.load import quiet
+from ingest.models.outside import quiet
 
 TEXT = """The river carried the boat past the mill, and the miller counted the sacks of grain.
 A row of seven stones marks the old road; nobody remembers who set them there, or when.

@@ -97,7 +97,7 @@ def _parsed(name: str) -> PlantedModel:
 
 
 def _write(model: PlantedModel, settings: dict[str, Any], folder: Path) -> None:
-    from ingest.models.load import quiet
+    from ingest.models.outside import quiet
 
     with quiet():
         model.build().save_pretrained(str(folder))

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from ingest.contract import Array, Vocabulary
 from ingest.errors import ModelError
 from ingest.models.dtypes import check_device, hardware_class
-from ingest.models.load import quiet
+from ingest.models.outside import quiet
 from ingest.models.weights.recipe import (
     BOS_ID,
     USUAL,
