@@ -9,32 +9,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ingest.asked import asked, asked_into, specs
 from ingest.config import HarvestConfig, TokensConfig
-from ingest.contract import Harvest, Observer, ObserverPlan, PairSource, Runtime, elsewhere
-from ingest.errors import IngestError, OverBudgetError
+from ingest.contract import Harvest, Observer, ObserverPlan, Runtime, elsewhere
+from ingest.estimate import column_bytes
 from ingest.failures import PARTS_FAILED, parts_failed
-from ingest.gradients import Gradient, check_answers, check_differentiable, stored_dtype
+from ingest.gradients import Gradient, stored_dtype
 from ingest.harvest import HarvestJob, MakeHarvester, VectorWorker, harvest_recipe
-from ingest.models import LoadedModel, check_device, load, resolve_dtype, resolve_sites
-from ingest.models.backward import check_gradients, check_head
-from ingest.models.derived import PREDICTED, Derived, is_derived
+from ingest.models import LoadedModel, resolve_dtype
+from ingest.models.derived import Derived
 from ingest.models.facts import ModelFacts
-from ingest.tasks import ROLES, Pairing, check_group, has_answers, write_answers
+from ingest.tasks import Pairing, write_answers
 from ingest.tokens import (
     Progress,
-    Tokenizing,
-    check_same_tokenizer,
-    check_vocabulary,
-    resolve_context,
     tokenizer_files,
     tokens_recipe,
     vector_recipe,
+    vector_rows,
     write_vector_tokens,
 )
 from store import ActlakeError, Store, create
 from store import open as open_store
-from store.layout import CHUNK_ROWS
-from store.windows import free_memory_bytes
 
 
 def silent(phase: str, done: int, total: int | None) -> None:
@@ -55,6 +50,10 @@ class Summary:
     left_parts: int
     """Parts other shards have still to do."""
     seconds: float
+    group_bytes: int = 0
+    """What the group's objects take."""
+    planned_bytes: int | None = None
+    """What `actlake plan` says they would; None where a codec's outcome depends on the values."""
     unobserved_parts: int = 0
     """Parts of which an observer has said nothing: they were harvested before it was asked for."""
 
@@ -81,19 +80,10 @@ def ingest(
     ConflictError
         A store of another recipe is there.
     """
-    check_group(harvest.group)
-    loaded = _load(harvest, elsewhere=elsewhere(runtime))
-    sites = _sites(harvest, loaded)
-    _check_observable(loaded, sites, observers, harvest)
-    context = resolve_context(tokens, loaded)
-    rows = _rows(tokens, loaded, context)
-    check_answers(harvest, there=isinstance(rows, Pairing))
-    _check_memory(harvest, context, loaded)
-    rows.check()  # refused before a store exists, as every other bad input
+    wish = asked(tokens, harvest, observers, elsewhere=elsewhere(runtime))
+    loaded, sites, rows, context = wish.loaded, wish.sites, wish.rows, wish.context
     inputs = tokens.source.inputs()
-    together = context * (len(ROLES) if isinstance(rows, Pairing) else 1)
-    part_rows = max(tokens.part_rows, -(-together // CHUNK_ROWS) * CHUNK_ROWS)
-    store = create(url, part_rows=part_rows, part_stride=max(65_536, part_rows))
+    store = create(url, part_rows=wish.part_rows, part_stride=wish.stride_rows)
     asset = store.put_asset(tokenizer_files(loaded.folder))
     recipe = tokens_recipe(tokens, inputs, context, asset)
     writer = store.writer("tokens", recipe=recipe, provenance=_truth(store, tokens.source))
@@ -114,23 +104,7 @@ def ingest_into(
     progress: Progress = silent,
 ) -> Summary:
     """Add a group of columns to the rows of a store; the model must use the same tokenizer."""
-    store = open_store(url)
-    store.view.group("tokens")
-    check_group(harvest.group)
-    loaded = _load(harvest, elsewhere=elsewhere(runtime))
-    check_same_tokenizer(store, loaded)
-    sites = _sites(harvest, loaded)
-    context = int(store.groups["tokens"].recipe.get("context", 0))
-    limit = loaded.adapter.max_positions
-    if limit is not None and context > limit:
-        raise IngestError(
-            f"the sequences of {store.url} have up to {context} tokens; {loaded.name} has {limit} "
-            "positions. Nothing was written. Use a model with more positions.",
-            kind="context-too-long",
-        )
-    _check_memory(harvest, context, loaded)
-    _check_observable(loaded, sites, observers, harvest)
-    check_answers(harvest, there=has_answers(store))
+    store, loaded, sites, _ = asked_into(url, harvest, observers, elsewhere=elsewhere(runtime))
     job = _job(store, harvest, loaded, sites)
     return _harvest(job, loaded, runtime, _observers(job, loaded, observers), progress)
 
@@ -145,12 +119,7 @@ def ingest_vectors(
 ) -> Summary:
     """Make (or complete) a store from a source that makes vectors, its truth beside them."""
     began = time.monotonic()
-    rows = tokens.rows
-    if rows is None:
-        raise IngestError(
-            f"source {tokens.source.kind!r} has no end of its own. Nothing was written. Say --rows N.",
-            kind="rows-missing",
-        )
+    rows = vector_rows(tokens)
     store = create(url, part_rows=tokens.part_rows, part_stride=max(65_536, tokens.part_rows))
     writer = store.writer("tokens", recipe=vector_recipe(tokens, tokens.source))
     write_vector_tokens(writer, tokens, rows, progress)
@@ -166,73 +135,10 @@ def ingest_vectors(
     return summary
 
 
-def check_memory(batch: int, context: int, loaded: LoadedModel, *, logits: int = 0) -> None:
-    """Raise ``over-budget`` where one batch cannot fit the memory that is free.
-
-    Counts ids and mask, and four float32 copies of the residual stream: less than any model needs; and, where a
-    gradient begins at them, three of the ``logits`` of a token.
-    """
-    need = batch * context * (16 + 4 * 4 * loaded.adapter.width + 3 * 4 * logits)
-    free = free_memory_bytes()
-    if need > free:
-        raise OverBudgetError(
-            f"a batch of {batch} sequences of {context} tokens needs at least {need / 1e9:,.1f} GB for "
-            f"{loaded.name}; {free / 1e9:,.1f} GB are free. Nothing was written. Use a smaller --batch."
-        )
-
-
 def _truth(store: Store, source: Any) -> dict[str, str]:
     """Return the asset that holds what a source is drawn from, where that is known."""
     known = getattr(source, "truth", None)
     return {} if known is None else {"truth": store.put_asset(known())}
-
-
-def _sites(harvest: HarvestConfig, loaded: LoadedModel) -> list[str]:
-    """Return the sites and derived columns a harvest names; those whose gradients are asked for must have some."""
-    if harvest.gradient is not None:
-        sites = resolve_sites(harvest.sites, loaded.adapter)
-        check_gradients(loaded.adapter, sites)
-        return sites
-    derived = [pattern for pattern in harvest.sites if is_derived(pattern)]
-    plain = [pattern for pattern in harvest.sites if pattern not in derived]
-    columns = Derived(loaded.adapter).resolve(derived)
-    if set(columns) & set(PREDICTED):
-        check_head(loaded.model)
-    return [*resolve_sites(plain, loaded.adapter), *columns]
-
-
-def _rows(tokens: TokensConfig, loaded: LoadedModel, context: int) -> Pairing | Tokenizing:
-    """Return what cuts a source into rows."""
-    if isinstance(tokens.source, PairSource):
-        return Pairing(config=tokens, tokenizer=loaded.tokenizer, context=context)
-    return Tokenizing(
-        config=tokens, source=tokens.source, tokenizer=loaded.tokenizer, context=context
-    )
-
-
-def _check_memory(config: HarvestConfig, context: int, loaded: LoadedModel) -> None:
-    vocabulary = int(getattr(loaded.model.config, "vocab_size", 0))
-    asked = config.gradient is not None or bool(set(PREDICTED) & set(config.sites))
-    check_memory(config.batch, context, loaded, logits=vocabulary if asked else 0)
-
-
-def _check_observable(
-    loaded: LoadedModel,
-    sites: Sequence[str],
-    plans: Sequence[ObserverPlan],
-    harvest: HarvestConfig,
-) -> None:
-    """Raise, before anything is written, where an observer cannot have what it needs of the model."""
-    if plans and harvest.gradient is not None:
-        raise IngestError(
-            f"gradients by rule {harvest.gradient!r} were asked for together with statistics, which look at values. "
-            "Nothing was written. Take the statistics in a run of their own, without --gradient.",
-            kind="gradient-observed",
-        )
-    facts = ModelFacts.of(loaded.adapter)
-    for plan in plans:
-        for site in plan.requires(facts, sites):
-            facts.shape(site)
 
 
 def _observers(
@@ -248,39 +154,13 @@ def _observers(
     return [plan.observer(harvest) for plan in plans]
 
 
-def _load(config: HarvestConfig, *, elsewhere: bool) -> LoadedModel:
-    """Load the model, on the CPU where workers elsewhere will load it again: this machine may lack their device."""
-    gradient = Gradient.of_config(config)  # refused before a model is loaded
-    if not (elsewhere and config.device.startswith("cuda")):
-        check_device(config.device)
-    compute, _ = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
-    loaded = load(
-        config.model,
-        dtype=compute,
-        device="cpu" if elsewhere else config.device,
-        attn_implementation=config.attn_implementation,
-        revision=config.revision,
-    )
-    check_vocabulary(loaded)
-    if gradient is not None:
-        check_differentiable(loaded)
-    return loaded
-
-
-def spec_of(dtype: str, shape: Sequence[int]) -> str:
-    """Return how a column is declared, ``bfloat16[4,8]``; ``float32`` for one number a row."""
-    return f"{dtype}[{','.join(map(str, shape))}]" if shape else dtype
-
-
 def _job(
     store: Store, config: HarvestConfig, loaded: LoadedModel, sites: Sequence[str]
 ) -> HarvestJob:
     _, usual = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
     stored = stored_dtype(config, usual)
-    derived = Derived(loaded.adapter)
-    known = {**loaded.adapter.sites(), **derived.sites()}
-    dtypes = {site: known[site].dtype or stored for site in sites}
-    columns = {site: spec_of(dtypes[site], known[site].shape) for site in sites}
+    columns = specs(config, loaded, sites)
+    dtypes = {site: spec.partition("[")[0] for site, spec in columns.items()}
     recipe = harvest_recipe(
         loaded,
         store.groups["tokens"].recipe_hash,
@@ -301,7 +181,7 @@ def _job(
         codec=config.codec,
         attn_implementation=config.attn_implementation,
         device=config.device,
-        allow_nonfinite=config.allow_nonfinite or derived.gaps(sites),
+        allow_nonfinite=config.allow_nonfinite or Derived(loaded.adapter).gaps(sites),
     )
     store.writer(
         job.group, columns=job.columns, recipe=job.recipe, codec=job.codec
@@ -318,9 +198,20 @@ def _harvest(
 ) -> Summary:
     make = MakeHarvester(job=job, observers=tuple(observers), loaded=loaded)
     done = _run(job.url, job.group, job.sites, make, runtime, progress, time.monotonic())
-    parts = open_store(job.url).view.parts(job.group)
+    store = open_store(job.url)
+    parts = store.view.parts(job.group)
     unobserved = [part for part in parts if not all(one.done(part) for one in observers)]
-    return replace(done, unobserved_parts=len(unobserved))
+    commits = list(store.view.commits(job.group, parts))
+    sizes = [
+        column_bytes(spec, job.codec, [one.slots for one in commits], store.part_stride)
+        for spec in job.columns.values()
+    ]
+    return replace(
+        done,
+        unobserved_parts=len(unobserved),
+        group_bytes=sum(item.size for one in commits for item in one.objects.values()),
+        planned_bytes=None if None in sizes else sum(size or 0 for size in sizes),
+    )
 
 
 def _run(

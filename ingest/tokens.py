@@ -35,6 +35,8 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _LISTED_INPUTS = 16
+VECTOR_CONTEXT = 256
+"""Rows of a sequence of vectors where nothing is said."""
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
@@ -281,12 +283,22 @@ class Tokenizing:
             writer.seal()
 
 
+def vector_rows(config: TokensConfig) -> int:
+    """Return how many rows of a source that makes vectors were asked for, or raise ``rows-missing``."""
+    if config.rows is None:
+        raise IngestError(
+            f"source {config.source.kind!r} has no end of its own. Nothing was written. Say --rows N.",
+            kind="rows-missing",
+        )
+    return config.rows
+
+
 def vector_recipe(config: TokensConfig, source: VectorSource) -> dict[str, Any]:
     """Return the tokens recipe of a source that makes vectors instead of text."""
     return {
         "schema": 1,
         "source": to_json(source),
-        "context": config.context or 256,
+        "context": config.context or VECTOR_CONTEXT,
         "split": {"seed": config.split_seed, "shares": list(SHARES)},
         "rows": config.rows,
     }
@@ -298,7 +310,7 @@ def write_vector_tokens(
     """Write the rows of a vector source: sequences of ``context`` rows, each a document of its own."""
     if writer.sealed:
         return
-    context = config.context or 256
+    context = config.context or VECTOR_CONTEXT
     with writer:
         for number in range(writer.position or 0, -(-rows // context)):
             count = min(context, rows - number * context)

@@ -35,7 +35,7 @@ PUBLIC: dict[str, list[str]] = {
     "jobs.circuits": ["STATISTICS"],
     "jobs.config": [
         "BenchAttention", "BenchCodes", "Compact", "Demo", "Doctor", "Drop", "Encode", "Eval", "ExportZarr", "Gc", "Ingest",
-        "Inspect", "Latents", "Names", "Numbers", "Placed", "Positional", "Purge",
+        "Inspect", "Latents", "Names", "Numbers", "Placed", "Plan", "Positional", "Purge",
         "Query", "ReportOn", "Retire", "Rows", "Shares",
         "Stats", "Status", "Tables", "Tombstone",
         "Train", "Verb", "Verify", "Words", "to_yaml",

@@ -8,7 +8,7 @@ from jobs.config.circuits import Stats
 from jobs.config.demo import Demo
 from jobs.config.dictionaries import Encode, Eval, Train
 from jobs.config.export import ExportZarr
-from jobs.config.ingest import Ingest
+from jobs.config.ingest import Ingest, Plan
 from jobs.config.placement import Placed
 from jobs.config.status import Status
 from jobs.config.stores import Inspect, ReportOn, Verify
@@ -32,6 +32,7 @@ __all__ = [
     "Names",
     "Numbers",
     "Placed",
+    "Plan",
     "Positional",
     "Purge",
     "Query",

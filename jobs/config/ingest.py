@@ -69,3 +69,14 @@ class Ingest(Placed):
     """Commit, tag or branch of a hub id."""
     shard: str | None = None
     """Do share I of N, as 0/3; start one process for each, anywhere the store is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Ingest):
+    """Say what an ingest would come to: rows, parts, bytes, operations, time here, money. Takes what ingest takes.
+
+    Example: actlake plan --model ./gpt2 --corpus texts/ --out ./store --sites "blocks.*.resid_post" --prices prices.yaml
+    """
+
+    prices: str | None = None
+    """YAML or JSON: storage_gb_month, put_1000, get_1000, machine_hour, machine_flops, currency."""

@@ -12,6 +12,7 @@ from jobs.verbs.circuits import live_statistics
 from jobs.verbs.contract import Answer, Context
 
 if TYPE_CHECKING:
+    from ingest.config import HarvestConfig, TokensConfig
     from ingest.contract import Runtime
     from ingest.run import Summary
 
@@ -34,11 +35,6 @@ def ingest(config: settings.Ingest, context: Context) -> Answer:
             "Nothing was started."
         )
     _check_into(config)
-    if config.metric is not None and config.gradient is None:
-        raise UsageError(
-            f"--metric {config.metric} says what a gradient is of, and none was asked for. Nothing was started. Add "
-            "--gradient exact, or leave it out."
-        )
     gpus = float(config.device.startswith("cuda"))
     place = {"url": config.into or config.out, "group": _group(config)}
     with runtime_for(config, shard=config.shard, gpus=gpus, **place) as runtime:
@@ -46,14 +42,13 @@ def ingest(config: settings.Ingest, context: Context) -> Answer:
 
 
 def _ingest(config: settings.Ingest, context: Context, runtime: Runtime) -> Summary:
-    from ingest.config import HarvestConfig, TokensConfig
     from ingest.run import ingest, ingest_into, ingest_vectors
 
-    source = None if config.into else _source(config)
+    source = None if config.into else token_source(config)
     observers = live_statistics(config.stats or ())
     if source is not None and hasattr(source, "block"):
         _refuse_without_model(config)
-        tokens = _tokens_config(config, source, TokensConfig)
+        tokens = tokens_config(config, source)
         return ingest_vectors(
             str(config.out),
             tokens,
@@ -61,17 +56,12 @@ def _ingest(config: settings.Ingest, context: Context, runtime: Runtime) -> Summ
             runtime=runtime,
             progress=context.progress,
         )
-    if config.model is None:
-        raise UsageError(
-            "--model says which model to run: a folder or a hub id. Nothing was started."
-        )
-    metric = config.metric or DEFAULT_METRIC
-    harvest = _part_of(config, HarvestConfig, group=_group(config), metric=metric)
+    harvest = harvest_config(config)
     if config.into is not None:
         return ingest_into(
             config.into, harvest, runtime=runtime, observers=observers, progress=context.progress
         )
-    tokens = _tokens_config(config, source, TokensConfig)
+    tokens = tokens_config(config, source)
     return ingest(
         str(config.out),
         tokens,
@@ -101,9 +91,10 @@ def _refuse_without_model(config: settings.Ingest) -> None:
 def _answer(summary: Summary) -> Answer:
     rate = f", {summary.new_rows / summary.seconds:,.0f} rows/s" if summary.new_rows else ""
     left = f"; {summary.left_parts} parts are left to other shards" if summary.left_parts else ""
+    size = f", {summary.group_bytes / 1e6:,.1f} MB" if summary.group_bytes else ""
     text = (
         f"{summary.url}: group {summary.group!r} holds {', '.join(summary.sites)} of {summary.rows:,} "
-        f"rows in {summary.parts} parts ({summary.new_rows:,} new in {summary.seconds:.1f} s{rate}{left})"
+        f"rows in {summary.parts} parts{size} ({summary.new_rows:,} new in {summary.seconds:.1f} s{rate}{left})"
     )
     if summary.unobserved_parts:
         text += (
@@ -130,7 +121,8 @@ def _check_into(config: settings.Ingest) -> None:
         )
 
 
-def _source(config: settings.Ingest) -> Any:
+def token_source(config: settings.Ingest) -> Any:
+    """Return the source that --corpus or --source names."""
     from ingest.sources import SOURCES
     from jobs.demo import source_for
 
@@ -197,5 +189,27 @@ def _part_of(config: Any, cls: Any, **more: Any) -> Any:
     return cls(**{**given, **more})
 
 
-def _tokens_config(config: settings.Ingest, source: Any, cls: Any) -> Any:
-    return _part_of(config, cls, source=source)
+def tokens_config(config: settings.Ingest, source: Any) -> TokensConfig:
+    """Return how documents are to become rows."""
+    from ingest.config import TokensConfig
+
+    found: TokensConfig = _part_of(config, TokensConfig, source=source)
+    return found
+
+
+def harvest_config(config: settings.Ingest) -> HarvestConfig:
+    """Return what a model is to write beside the tokens; what does not go together is refused."""
+    from ingest.config import HarvestConfig
+
+    if config.metric is not None and config.gradient is None:
+        raise UsageError(
+            f"--metric {config.metric} says what a gradient is of, and none was asked for. Nothing was started. Add "
+            "--gradient exact, or leave it out."
+        )
+    if config.model is None:
+        raise UsageError(
+            "--model says which model to run: a folder or a hub id. Nothing was started."
+        )
+    metric = config.metric or DEFAULT_METRIC
+    found: HarvestConfig = _part_of(config, HarvestConfig, group=_group(config), metric=metric)
+    return found

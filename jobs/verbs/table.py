@@ -14,6 +14,7 @@ from jobs.verbs import (
     dictionaries,
     export,
     ingest,
+    plan,
     status,
     stores,
     tables,
@@ -23,6 +24,7 @@ from jobs.verbs.contract import Answer, Context
 
 VERBS: Mapping[str, tuple[Any, Callable[[Any, Context], Answer]]] = {
     "demo": (settings.Demo, demo.demo),
+    "plan": (settings.Plan, plan.plan),
     "ingest": (settings.Ingest, ingest.ingest),
     "train": (settings.Train, dictionaries.train),
     "eval": (settings.Eval, dictionaries.evaluate),

@@ -1,0 +1,183 @@
+"""What an ingest is asked for: the model loaded, sites resolved, and whatever cannot be done refused before a store exists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingest.config import HarvestConfig, TokensConfig
+from ingest.contract import ObserverPlan, PairSource
+from ingest.errors import IngestError, OverBudgetError
+from ingest.gradients import Gradient, check_answers, check_differentiable, stored_dtype
+from ingest.models import LoadedModel, check_device, load, resolve_dtype, resolve_sites
+from ingest.models.backward import check_gradients, check_head
+from ingest.models.derived import PREDICTED, Derived, is_derived
+from ingest.models.facts import ModelFacts
+from ingest.tasks import ROLES, Pairing, check_group, has_answers
+from ingest.tokens import Tokenizing, check_same_tokenizer, check_vocabulary, resolve_context
+from store import Store
+from store import open as open_store
+from store.layout import CHUNK_ROWS
+from store.windows import free_memory_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What an ingest was asked for, checked."""
+
+    loaded: LoadedModel
+    sites: list[str]
+    rows: Pairing | Tokenizing
+    context: int
+    part_rows: int
+
+    @property
+    def stride_rows(self) -> int:
+        """Ids a part may use."""
+        return max(65_536, self.part_rows)
+
+
+def asked(
+    tokens: TokensConfig,
+    harvest: HarvestConfig,
+    observers: Sequence[ObserverPlan],
+    *,
+    elsewhere: bool = False,
+) -> Asked:
+    """Load the model and refuse, before a store exists, whatever cannot be done."""
+    check_group(harvest.group)
+    loaded = _load(harvest, elsewhere=elsewhere)
+    sites = _sites(harvest, loaded)
+    _check_observable(loaded, sites, observers, harvest)
+    context = resolve_context(tokens, loaded)
+    rows = _rows(tokens, loaded, context)
+    check_answers(harvest, there=isinstance(rows, Pairing))
+    _check_memory(harvest, context, loaded)
+    rows.check()
+    together = context * (len(ROLES) if isinstance(rows, Pairing) else 1)
+    part_rows = max(tokens.part_rows, -(-together // CHUNK_ROWS) * CHUNK_ROWS)
+    return Asked(loaded=loaded, sites=sites, rows=rows, context=context, part_rows=part_rows)
+
+
+def asked_into(
+    url: str | Path,
+    harvest: HarvestConfig,
+    observers: Sequence[ObserverPlan],
+    *,
+    elsewhere: bool,
+) -> tuple[Store, LoadedModel, list[str], int]:
+    """Return store, model, sites and context of a group to be added, checked."""
+    store = open_store(url)
+    store.view.group("tokens")
+    check_group(harvest.group)
+    loaded = _load(harvest, elsewhere=elsewhere)
+    check_same_tokenizer(store, loaded)
+    sites = _sites(harvest, loaded)
+    context = int(store.groups["tokens"].recipe.get("context", 0))
+    limit = loaded.adapter.max_positions
+    if limit is not None and context > limit:
+        raise IngestError(
+            f"the sequences of {store.url} have up to {context} tokens; {loaded.name} has {limit} "
+            "positions. Nothing was written. Use a model with more positions.",
+            kind="context-too-long",
+        )
+    _check_memory(harvest, context, loaded)
+    _check_observable(loaded, sites, observers, harvest)
+    check_answers(harvest, there=has_answers(store))
+    return store, loaded, sites, context
+
+
+def check_memory(batch: int, context: int, loaded: LoadedModel, *, logits: int = 0) -> None:
+    """Raise ``over-budget`` where one batch cannot fit the memory that is free.
+
+    Counts ids and mask, and four float32 copies of the residual stream: less than any model needs; and, where a
+    gradient begins at them, three of the ``logits`` of a token.
+    """
+    need = batch * context * (16 + 4 * 4 * loaded.adapter.width + 3 * 4 * logits)
+    free = free_memory_bytes()
+    if need > free:
+        raise OverBudgetError(
+            f"a batch of {batch} sequences of {context} tokens needs at least {need / 1e9:,.1f} GB for "
+            f"{loaded.name}; {free / 1e9:,.1f} GB are free. Nothing was written. Use a smaller --batch."
+        )
+
+
+def _sites(harvest: HarvestConfig, loaded: LoadedModel) -> list[str]:
+    """Return the sites and derived columns a harvest names; those whose gradients are asked for must have some."""
+    if harvest.gradient is not None:
+        sites = resolve_sites(harvest.sites, loaded.adapter)
+        check_gradients(loaded.adapter, sites)
+        return sites
+    derived = [pattern for pattern in harvest.sites if is_derived(pattern)]
+    plain = [pattern for pattern in harvest.sites if pattern not in derived]
+    columns = Derived(loaded.adapter).resolve(derived)
+    if set(columns) & set(PREDICTED):
+        check_head(loaded.model)
+    return [*resolve_sites(plain, loaded.adapter), *columns]
+
+
+def _rows(tokens: TokensConfig, loaded: LoadedModel, context: int) -> Pairing | Tokenizing:
+    """Return what cuts a source into rows."""
+    if isinstance(tokens.source, PairSource):
+        return Pairing(config=tokens, tokenizer=loaded.tokenizer, context=context)
+    return Tokenizing(
+        config=tokens, source=tokens.source, tokenizer=loaded.tokenizer, context=context
+    )
+
+
+def _check_memory(config: HarvestConfig, context: int, loaded: LoadedModel) -> None:
+    vocabulary = int(getattr(loaded.model.config, "vocab_size", 0))
+    asked = config.gradient is not None or bool(set(PREDICTED) & set(config.sites))
+    check_memory(config.batch, context, loaded, logits=vocabulary if asked else 0)
+
+
+def _check_observable(
+    loaded: LoadedModel,
+    sites: Sequence[str],
+    plans: Sequence[ObserverPlan],
+    harvest: HarvestConfig,
+) -> None:
+    """Raise, before anything is written, where an observer cannot have what it needs of the model."""
+    if plans and harvest.gradient is not None:
+        raise IngestError(
+            f"gradients by rule {harvest.gradient!r} were asked for together with statistics, which look at values. "
+            "Nothing was written. Take the statistics in a run of their own, without --gradient.",
+            kind="gradient-observed",
+        )
+    facts = ModelFacts.of(loaded.adapter)
+    for plan in plans:
+        for site in plan.requires(facts, sites):
+            facts.shape(site)
+
+
+def _load(config: HarvestConfig, *, elsewhere: bool) -> LoadedModel:
+    """Load the model, on the CPU where workers elsewhere will load it again: this machine may lack their device."""
+    gradient = Gradient.of_config(config)  # refused before a model is loaded
+    if not (elsewhere and config.device.startswith("cuda")):
+        check_device(config.device)
+    compute, _ = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
+    loaded = load(
+        config.model,
+        dtype=compute,
+        device="cpu" if elsewhere else config.device,
+        attn_implementation=config.attn_implementation,
+        revision=config.revision,
+    )
+    check_vocabulary(loaded)
+    if gradient is not None:
+        check_differentiable(loaded)
+    return loaded
+
+
+def specs(config: HarvestConfig, loaded: LoadedModel, sites: Sequence[str]) -> dict[str, str]:
+    """Return how the columns of some sites are declared."""
+    _, usual = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
+    stored = stored_dtype(config, usual)
+    known = {**loaded.adapter.sites(), **Derived(loaded.adapter).sites()}
+    return {site: spec_of(known[site].dtype or stored, known[site].shape) for site in sites}
+
+
+def spec_of(dtype: str, shape: Sequence[int]) -> str:
+    """Return how a column is declared, ``bfloat16[4,8]``; ``float32`` for one number a row."""
+    return f"{dtype}[{','.join(map(str, shape))}]" if shape else dtype
