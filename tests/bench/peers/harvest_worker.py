@@ -39,6 +39,7 @@ def main(spec):
         device="cpu",
         prepend_bos=False,
         streaming=False,
+        model_from_pretrained_kwargs={"dtype": "float32"},  # the checkpoint's own is bfloat16
         # Whole buffers are filled, past the end of the text: four of them, so that no row is kept twice.
         buffer_size_gb=ids.size // 4 * spec["width"] * 4 / 1e9,
     )
