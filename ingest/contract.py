@@ -109,6 +109,32 @@ class PairSource(Protocol):
         """Yield the pairs in their order; ``SourceError`` where the tokenizer cannot say one."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dialogue:
+    """A named list of messages."""
+
+    name: str
+    messages: tuple[Mapping[str, str], ...]
+    """``{"role": …, "content": …}``, in their order."""
+
+
+@runtime_checkable
+class ChatSource(Protocol):
+    """A frozen config that yields dialogues, the same ones in the same order every time."""
+
+    kind: ClassVar[str]
+
+    @property
+    def too_long(self) -> str:
+        """``refuse`` or ``drop``: what becomes of a dialogue with more tokens than a sequence takes."""
+
+    def inputs(self) -> Mapping[str, str]:
+        """Return what identifies the input: file name → sha256."""
+
+    def dialogues(self) -> Iterator[Dialogue]:
+        """Yield the dialogues in their order; ``SourceError`` where one cannot be read."""
+
+
 class VectorSource(Protocol):
     """A frozen config that yields rows of numbers instead of text, part by part."""
 

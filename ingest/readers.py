@@ -9,8 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ingest.chats import check_template, rendered
 from ingest.contract import (
     Array,
+    ChatSource,
+    Dialogue,
     SourceDocument,
     TextSource,
     TokenDocument,
@@ -49,16 +52,19 @@ class Reader(Protocol):
         """Return a document's tokens."""
 
 
-def reader(source: TextSource | TokenSource, tokenizer: Any) -> Reader:
+def reader(source: TextSource | TokenSource | ChatSource, tokenizer: Any) -> Reader:
     """Return the reader of a source.
 
     Raises
     ------
     ModelError
-        ``tokenizer-unusual``: texts cannot be aligned with this tokenizer's tokens.
+        ``tokenizer-unusual``: texts cannot be aligned with this tokenizer's tokens; ``no-template``: it has none for
+        dialogues.
     """
     if isinstance(source, TokenSource):
         return _Ids(source, vocabulary(tokenizer))
+    if isinstance(source, ChatSource):
+        return _Dialogues(source, tokenizer)
     return _Texts(source, tokenizer)
 
 
@@ -71,35 +77,58 @@ def vocabulary(tokenizer: Any) -> Vocabulary:
     )
 
 
+def _check_fast(tokenizer: Any) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"the tokenizer is a {type(tokenizer).__name__}, which does not say where in the text "
+            "its tokens stand. Nothing was written. Use a model with a tokenizer.json.",
+            kind="tokenizer-unusual",
+        )
+
+
+def _encoded(tokenizer: Any, text: str) -> Encoded:
+    encoded = tokenizer(
+        text,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    return Encoded(
+        ids=np.array(encoded["input_ids"], np.int32),
+        spans=np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2),
+        sha256=hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
+        text=text,
+    )
+
+
 class _Texts:
     framed, whole = True, False
 
     def __init__(self, source: TextSource, tokenizer: Any) -> None:
-        if not getattr(tokenizer, "is_fast", False):
-            raise ModelError(
-                f"the tokenizer is a {type(tokenizer).__name__}, which does not say where in the text "
-                "its tokens stand. Nothing was written. Use a model with a tokenizer.json.",
-                kind="tokenizer-unusual",
-            )
+        _check_fast(tokenizer)
         self._source, self._tokenizer = source, tokenizer
 
     def documents(self) -> Iterator[SourceDocument]:
         return self._source.documents()
 
     def encode(self, document: SourceDocument) -> Encoded:
-        encoded = self._tokenizer(
-            document.text,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        return Encoded(
-            ids=np.array(encoded["input_ids"], np.int32),
-            spans=np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2),
-            sha256=hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest(),
-            text=document.text,
-        )
+        return _encoded(self._tokenizer, document.text)
+
+
+class _Dialogues:
+    framed, whole = False, True  # the template writes what begins and ends a text
+
+    def __init__(self, source: ChatSource, tokenizer: Any) -> None:
+        _check_fast(tokenizer)
+        check_template(tokenizer)
+        self._source, self._tokenizer = source, tokenizer
+
+    def documents(self) -> Iterator[Dialogue]:
+        return self._source.dialogues()
+
+    def encode(self, document: Dialogue) -> Encoded:
+        return _encoded(self._tokenizer, rendered(self._tokenizer, document).text)
 
 
 class _Ids:

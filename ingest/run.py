@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ingest.asked import asked, asked_into, specs
+from ingest.chats import write_roles
 from ingest.config import HarvestConfig, TokensConfig
-from ingest.contract import Harvest, Observer, ObserverPlan, Runtime, elsewhere
+from ingest.contract import ChatSource, Harvest, Observer, ObserverPlan, Runtime, elsewhere
 from ingest.estimate import column_bytes
 from ingest.failures import PARTS_FAILED, parts_failed
 from ingest.gradients import Gradient, stored_dtype
@@ -92,6 +93,8 @@ def ingest(
     rows.write(writer, progress)
     if isinstance(rows, Pairing):
         write_answers(store.refresh(), rows)
+    elif isinstance(tokens.source, ChatSource):
+        write_roles(store.refresh(), tokens.source, loaded.tokenizer)
     return _harvest(job, loaded, runtime, watching, progress)
 
 

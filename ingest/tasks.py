@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ingest.chats import GROUP as CHAT_ROLES
 from ingest.errors import IngestError, SourceError
 from ingest.plan import split_of
 from ingest.readers import vocabulary
@@ -183,11 +184,11 @@ def has_answers(store: Store) -> bool:
 
 
 def check_group(name: str) -> None:
-    """Raise ``name-taken`` where a group would have the name of the answers'."""
-    if name == ANSWERS:
+    """Raise ``name-taken`` where a group would have the name of the answers or roles."""
+    if name in {ANSWERS, CHAT_ROLES}:
         raise IngestError(
-            f"a group was to be called {name!r}, as the answers to a task's prompts are. Nothing was written. Use another "
-            "--group.",
+            f"a group was to be called {name!r}, as the answers to a task's prompts (answers) and the roles of dialogues (roles) "
+            "are. Nothing was written. Use another --group.",
             kind="name-taken",
         )
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ingest.chats import fits
 from ingest.config import TokensConfig
-from ingest.contract import PairSource, TextSource, TokenSource, VectorSource
+from ingest.contract import ChatSource, PairSource, TextSource, TokenSource, VectorSource
 from ingest.errors import IngestError, ModelError, SourceError
 from ingest.models import LoadedModel
 from ingest.plan import SHARES, Slice, slices, split_of
@@ -35,6 +36,8 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _LISTED_INPUTS = 16
+CHAT_CONTEXT = 2048
+"""Tokens of a dialogue at most, where nothing is said."""
 VECTOR_CONTEXT = 256
 """Rows of a sequence of vectors where nothing is said."""
 
@@ -106,7 +109,8 @@ def resolve_context(config: TokensConfig, loaded: LoadedModel) -> int:
     limit = loaded.adapter.max_positions
     stays_whole = isinstance(config.source, TokenSource | PairSource)
     longest = config.source.longest if stays_whole else None
-    context = config.context or longest or min(256, limit or 256)
+    usual = CHAT_CONTEXT if isinstance(config.source, ChatSource) else VECTOR_CONTEXT
+    context = config.context or longest or min(usual, limit or usual)
     if longest is not None and context < longest:
         raise IngestError(
             f"a context of {context} tokens was asked for; documents of the source {config.source.kind!r} have "
@@ -170,7 +174,7 @@ class Tokenizing:
     """
 
     config: TokensConfig
-    source: TextSource | TokenSource
+    source: TextSource | TokenSource | ChatSource
     tokenizer: Any
     context: int
 
@@ -214,6 +218,10 @@ class Tokenizing:
 
     def _pieces(self, doc_id: int, document: Any) -> Iterator[tuple[Document, Encoded, Slice]]:
         tokens = self._reader.encode(document)
+        if isinstance(self.source, ChatSource) and not fits(
+            self.source, document, len(tokens.ids), self._content
+        ):
+            return
         held = Document(
             doc_id=doc_id,
             name=document.name,
