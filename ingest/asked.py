@@ -19,6 +19,8 @@ from ingest.tokens import Tokenizing, check_same_tokenizer, check_vocabulary, re
 from store import Store
 from store import open as open_store
 from store.layout import CHUNK_ROWS
+from store.schema import Column
+from store.values import check_columns
 from store.windows import free_memory_bytes
 
 
@@ -53,7 +55,8 @@ def asked(
     context = resolve_context(tokens, loaded)
     rows = _rows(tokens, loaded, context)
     check_answers(harvest, there=isinstance(rows, Pairing))
-    _check_memory(harvest, context, loaded)
+    _check_memory(harvest, context, loaded, sites)
+    _check_columns(harvest, loaded, sites)
     rows.check()
     together = context * (len(ROLES) if isinstance(rows, Pairing) else 1)
     part_rows = max(tokens.part_rows, -(-together // CHUNK_ROWS) * CHUNK_ROWS)
@@ -82,7 +85,8 @@ def asked_into(
             "positions. Nothing was written. Use a model with more positions.",
             kind="context-too-long",
         )
-    _check_memory(harvest, context, loaded)
+    _check_memory(harvest, context, loaded, sites)
+    _check_columns(harvest, loaded, sites)
     _check_observable(loaded, sites, observers, harvest)
     check_answers(harvest, there=has_answers(store))
     return store, loaded, sites, context
@@ -126,9 +130,20 @@ def _rows(tokens: TokensConfig, loaded: LoadedModel, context: int) -> Pairing | 
     )
 
 
-def _check_memory(config: HarvestConfig, context: int, loaded: LoadedModel) -> None:
+def _check_columns(harvest: HarvestConfig, loaded: LoadedModel, sites: Sequence[str]) -> None:
+    """Raise, before anything is written, where the columns could not be kept together or coded as asked."""
+    declared = specs(harvest, loaded, sites)
+    columns = {
+        name: Column.parse(name, spec, codec=harvest.codec) for name, spec in declared.items()
+    }
+    check_columns(harvest.group, columns, masked=False)
+
+
+def _check_memory(
+    config: HarvestConfig, context: int, loaded: LoadedModel, sites: Sequence[str]
+) -> None:
     vocabulary = int(getattr(loaded.model.config, "vocab_size", 0))
-    asked = config.gradient is not None or bool(set(PREDICTED) & set(config.sites))
+    asked = config.gradient is not None or bool(set(PREDICTED) & set(sites))
     check_memory(config.batch, context, loaded, logits=vocabulary if asked else 0)
 
 
@@ -146,8 +161,9 @@ def _check_observable(
             kind="gradient-observed",
         )
     facts = ModelFacts.of(loaded.adapter)
+    stored = [site for site in sites if site in facts.shapes]  # derived columns are no sites
     for plan in plans:
-        for site in plan.requires(facts, sites):
+        for site in plan.requires(facts, stored):
             facts.shape(site)
 
 

@@ -2,15 +2,15 @@
 
 Rows and parts are counted, not guessed: the source is read and cut as the ingest would, and only lengths are kept. Bytes of dense
 columns follow from the shards' layout; of tables, from the first part, written to memory. Operations and seconds come from a few
-batches that are really run, and grow with the tokens of padded batches.
+batches that are really run, and are told of padded batches.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -19,14 +19,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ingest.models import LoadedModel
-from ingest.models.derived import Derived
 from ingest.plan import batches
 from store import TokenSequence, create
 from store.codecs import CODECS
 from store.layout import CHUNK_ROWS, ShardLayout
 from store.schema import Column
 
-_SAMPLES = 3  # batches that are timed, after one that warms up
+_REPEATS = 2  # of a batch that is timed, after one that warms up
 _GIB = 1 << 30
 
 
@@ -44,6 +43,19 @@ class Cut:
     """Of the tables of the tokens, from the first part's."""
 
 
+def packed(groups: Iterable[Sequence[int]], part_rows: int) -> list[list[int]]:
+    """Return the lengths of sequences by part; those of one group stay in one part, as writers keep them."""
+    parts: list[list[int]] = [[]]
+    room = part_rows
+    for group in groups:
+        if sum(group) > room:
+            parts.append([])
+            room = part_rows
+        parts[-1].extend(group)
+        room -= sum(group)
+    return parts
+
+
 def cut(groups: Iterable[Sequence[TokenSequence]], part_rows: int, stride_rows: int) -> Cut:
     """Return the parts that sequences fall into.
 
@@ -52,27 +64,28 @@ def cut(groups: Iterable[Sequence[TokenSequence]], part_rows: int, stride_rows: 
     groups
         Sequences that stay in one part: one each, or both roles of a pair.
     """
-    lengths: list[list[int]] = [[]]
     first: list[Sequence[TokenSequence]] = []
-    room = part_rows
-    for group in groups:
-        need = sum(len(one) for one in group)
-        if need > room:
-            lengths.append([])
-            room = part_rows
-        if len(lengths) == 1:
-            first.append(group)
-        lengths[-1].extend(len(one) for one in group)
-        room -= need
+    held = 0
+
+    def counted() -> Iterator[list[int]]:
+        nonlocal held
+        for group in groups:
+            counts = [len(one) for one in group]
+            held += sum(counts)
+            if held <= part_rows:  # the first part's: what does not fit it ends it
+                first.append(group)
+            yield counts
+
+    lengths = packed(counted(), part_rows)
     parts = tuple(sum(part) for part in lengths)
     rows = sum(parts)
-    held = _table_bytes(first, part_rows, stride_rows)
+    size = _table_bytes(first, part_rows, stride_rows)
     return Cut(
         rows=rows,
         sequences=sum(map(len, lengths)),
         parts=parts,
         lengths=tuple(tuple(part) for part in lengths),
-        tokens_bytes=round(held * rows / max(1, parts[0])),
+        tokens_bytes=round(size * rows / max(1, parts[0])),
     )
 
 
@@ -96,21 +109,23 @@ def _table_bytes(
     return sum(sizes)
 
 
-def column_bytes(spec: str, codec: str, parts: Sequence[int], stride_rows: int) -> int | None:
-    """Return the bytes of a column over parts of some rows; None where only its values tell.
+def column_bytes(spec: str, codec: str, parts: Sequence[int], stride_rows: int) -> tuple[int, bool]:
+    """Return the bytes of a column over parts of some rows, and whether that is to the byte.
 
-    Dense columns to the byte; scalar ones as their values are, before Parquet makes them smaller.
+    It is for dense columns, unless their codec's outcome depends on the values: then this is what they would take uncoded.
+    Scalar columns are counted as their values are, before Parquet makes them smaller and with 8 bytes a row for its id.
     """
     column = Column.parse("planned", spec, codec=codec)
     if column.kind != "dense":
-        return column.row_bytes * sum(parts)
-    row_bytes = CODECS.get(column.codec)().row_bytes(column)
-    if row_bytes is None:
-        return None
-    return sum(
-        ShardLayout(row_bytes=row_bytes, rows=rows, stride_rows=stride_rows).total_bytes
+        return (column.row_bytes + 8) * sum(parts), False
+    coded = CODECS.get(column.codec)().row_bytes(column)
+    size = sum(
+        ShardLayout(
+            row_bytes=coded or column.row_bytes, rows=rows, stride_rows=stride_rows
+        ).total_bytes
         for rows in parts
     )
+    return size, coded is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,45 +140,70 @@ class Forward:
     """On this machine, by the median of a few batches."""
 
 
+Run = Callable[[torch.Tensor, torch.Tensor], object]
+"""Does with a batch (ids, mask) what the ingest would."""
+
+
 def forward(
-    loaded: LoadedModel, sites: Sequence[str], lengths: Sequence[Sequence[int]], batch: int
+    loaded: LoadedModel, run: Run, lengths: Sequence[Sequence[int]], batch: int, device: str = "cpu"
 ) -> Forward:
-    """Return what the forwards come to, from a few batches that are run as far as the deepest site."""
+    """Return what running the model over all batches comes to.
+
+    Operations are counted in two runs of one sequence, of the shortest and the longest batch: they grow with the length and its
+    square. Seconds are taken of batches of the shortest, the longest and a usual length, after one that warms up.
+    """
     limit = loaded.adapter.max_positions
     shapes = [one for part in lengths for one in batches(part, batch, limit)]
-    tokens = sum(one.size * one.length for one in shapes)
-    derived = Derived(loaded.adapter)
-    rates, flops = [], 0.0
-    for number, one in enumerate(_spread(shapes, _SAMPLES)):
-        ids = torch.ones((one.size, one.length), dtype=torch.long)
-        mask = torch.ones_like(ids)
-        if not number:
-            flops = _operations(loaded, partial(derived.capture, ids, mask, sites)) / ids.numel()
+    if not shapes:
+        return Forward(padded_tokens=0, flops=0.0, seconds=0.0)
+    size = np.array([one.size for one in shapes])
+    length = np.array([one.length for one in shapes])
+    tokens = size * length
+    sampled = sorted({int(length.min()), int(np.median(length)), int(length.max())})
+    per_token = [_seconds(run, batch, one, device) / (batch * one) for one in sampled]
+    ends = [sampled[0], sampled[-1]]
+    rates = [_operations(loaded, run, one, device) / one for one in ends]
+    return Forward(
+        padded_tokens=int(tokens.sum()),
+        flops=float((np.interp(length, ends, rates) * tokens).sum()),
+        seconds=float((np.interp(length, sampled, per_token) * tokens).sum()),
+    )
+
+
+def _example(size: int, length: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.ones((size, length), dtype=torch.long, device=device)
+    return ids, torch.ones_like(ids)
+
+
+def _seconds(run: Run, size: int, length: int, device: str) -> float:
+    """Return the seconds of a batch, the median of a few after one that warms up."""
+    took = []
+    for _ in range(_REPEATS + 1):
         began = time.perf_counter()
-        derived.capture(ids, mask, sites)
-        rates.append((time.perf_counter() - began) / ids.numel())
-    per_token = float(np.median(rates)) if rates else 0.0
-    return Forward(padded_tokens=tokens, flops=flops * tokens, seconds=per_token * tokens)
+        run(*_example(size, length, device))
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - began)
+    return float(np.median(took[1:]))
 
 
-def _operations(loaded: LoadedModel, run: Callable[[], object]) -> int:
-    """Return the operations of a run, attention computed in plain sight: fused kernels do not say theirs."""
+def _operations(loaded: LoadedModel, run: Run, length: int, device: str) -> int:
+    """Return the operations of one sequence, attention and experts computed in plain sight: fused kernels do not say theirs."""
     model: Any = loaded.model
+    attention = model.config._attn_implementation
+    experts = getattr(model.config, "_experts_implementation", None)
     counter = FlopCounterMode(display=False)
-    own = model.config._attn_implementation
     model.set_attn_implementation("eager")
+    if experts is not None:
+        model.set_experts_implementation("eager")
     try:
         with counter:
-            run()
+            run(*_example(1, length, device))
     finally:
-        model.set_attn_implementation(own)
+        model.set_attn_implementation(attention)
+        if experts is not None:
+            model.set_experts_implementation(experts)
     return int(counter.get_total_flops())
-
-
-def _spread(items: Sequence[Any], count: int) -> Iterator[Any]:
-    """Yield some items, evenly spread."""
-    for at in range(min(count, len(items))):
-        yield items[at * len(items) // min(count, len(items))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,7 +236,8 @@ class Money:
     read: float
     """Reading all of it once."""
     reads_until_keeping_pays: int | None
-    """Reads within a month from which on keeping is cheaper than computing each time; None where it never is."""
+    """Reads within a month from which on keeping is cheaper than computing each time; None where it never is, and where
+    computing has no price."""
 
 
 def money(prices: Prices, run: Forward, parts: int, columns: int, size: int) -> Money:
@@ -209,7 +250,7 @@ def money(prices: Prices, run: Forward, parts: int, columns: int, size: int) -> 
     read = prices.get_1000 * (objects + size / (8 << 20)) / 1000
     # n reads: keeping is compute + write + month + n read; computing each time is n compute
     gain = compute - read
-    reads = None if gain <= 0 else int(-(-(compute + write + month) // gain))
+    reads = None if gain <= 0 else math.ceil((compute + write + month) / gain)
     return Money(
         currency=prices.currency,
         compute=compute,
@@ -227,8 +268,11 @@ class Estimate:
     rows: int
     sequences: int
     parts: int
-    columns: Mapping[str, int | None]
-    """Bytes by column; None where the codec's outcome depends on the values."""
+    columns: Mapping[str, int]
+    """Bytes by column."""
+    about: tuple[str, ...]
+    """Columns whose bytes are not to the byte: scalar ones, and those whose codec's outcome depends on the values, which are
+    counted uncoded."""
     tokens_bytes: int
     padded_tokens: int
     flops: float
@@ -237,13 +281,13 @@ class Estimate:
 
     @property
     def group_bytes(self) -> int:
-        """Bytes of the columns that are known beforehand."""
-        return sum(size or 0 for size in self.columns.values())
+        """Bytes of all columns."""
+        return sum(self.columns.values())
 
     def advice(self, part_rows: int) -> list[str]:
         """Return what a look at the numbers says."""
         said = []
-        largest = max((size or 0 for size in self.columns.values()), default=0) / max(1, self.parts)
+        largest = max(self.columns.values(), default=0) / max(1, self.parts)
         if largest > _GIB:
             fewer = max(CHUNK_ROWS, int(part_rows * _GIB / largest) // CHUNK_ROWS * CHUNK_ROWS)
             said.append(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ingest.attended import attention_blocks, check_attention
+from ingest.attended import ENOUGH_TOKENS, attention_blocks, check_attention
 from ingest.contract import Array, Observer, SequenceBlock, StoppedError, VectorSource
 from ingest.errors import ModelError
 from ingest.gradients import Gradient
@@ -98,7 +98,7 @@ class Harvester:
         self._store = open_store(job.url)
         self._pace = Pace()
         self._stopping = False
-        self._attends = False
+        self._attends, self._attention_error = False, 0.0
         self._derived = Derived(self._loaded.adapter)
         self._known = {**self._loaded.adapter.sites(), **self._derived.sites()}
         # Read when a part commits, so what is noted of a part before its last rows goes into its record.
@@ -222,8 +222,9 @@ class Harvester:
         if self._attends or not attention_blocks(sites):
             return
         error = check_attention(self._loaded.adapter, ids_BT[:count], mask_BT[:count], sites)
-        self._provenance["attention_error"] = f"{error:.1e}"
-        self._attends = True
+        self._attention_error = max(self._attention_error, error)
+        self._provenance["attention_error"] = f"{self._attention_error:.1e}"
+        self._attends = int(mask_BT[:count].sum(1).max()) >= ENOUGH_TOKENS
 
     def close(self) -> None:
         """Seal the group where its last part is committed, and what the observers write."""

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from ingest.asked import asked, asked_into, specs
 from ingest.config import HarvestConfig, TokensConfig
-from ingest.estimate import Cut, Estimate, Forward, Prices, column_bytes, cut, forward, money
+from ingest.contract import ObserverPlan
+from ingest.estimate import (
+    Cut,
+    Estimate,
+    Forward,
+    Prices,
+    Run,
+    column_bytes,
+    cut,
+    forward,
+    money,
+    packed,
+)
+from ingest.gradients import Gradient
 from ingest.models import LoadedModel
-from ingest.tasks import Pairing
+from ingest.models.derived import Derived
+from ingest.tasks import NAMES, Pairing
 from ingest.tokens import VECTOR_CONTEXT, Progress, Tokenizing, vector_rows
-from store import TokenSequence
+from store import TokenSequence, create
+from store.commits import exists
+from store.layout import STORE_KEY
 from store.tables import column
+from store.urls import open_storage
 
 
 def _silent(phase: str, done: int, total: int | None) -> None:
@@ -23,25 +43,40 @@ def plan(
     tokens: TokensConfig,
     harvest: HarvestConfig,
     *,
+    url: str | Path | None = None,
+    observers: Sequence[ObserverPlan] = (),
     prices: Prices | None = None,
     progress: Progress = _silent,
 ) -> Estimate:
-    """Return what `ingest` would come to, after every check it would make; nothing is written.
+    """Return what `ingest` would come to, after the checks it would make; nothing is written.
+
+    Parameters
+    ----------
+    url
+        Where the store would be; one of other part sizes there is refused.
 
     Raises
     ------
     ModelError, SiteError, SourceError, IngestError
         What `ingest` would raise.
     """
-    wish = asked(tokens, harvest, ())
+    wish = asked(tokens, harvest, observers)
+    if url is not None and exists(open_storage(str(url)), STORE_KEY):
+        create(url, part_rows=wish.part_rows, part_stride=wish.stride_rows)  # opens it, or refuses
     groups = _counted(wish.rows, tokens.rows, progress)
     found = cut(groups, wish.part_rows, wish.stride_rows)
     return _estimate(found, wish.loaded, wish.sites, harvest, wish.stride_rows, prices)
 
 
-def plan_into(url: str | Path, harvest: HarvestConfig, *, prices: Prices | None = None) -> Estimate:
+def plan_into(
+    url: str | Path,
+    harvest: HarvestConfig,
+    *,
+    observers: Sequence[ObserverPlan] = (),
+    prices: Prices | None = None,
+) -> Estimate:
     """Return what `ingest_into` would come to; nothing is written."""
-    store, loaded, sites, _ = asked_into(url, harvest, (), elsewhere=False)
+    store, loaded, sites, _ = asked_into(url, harvest, observers, elsewhere=False)
     lengths = []
     for commit in store.view.commits("tokens", store.view.parts("tokens")):
         rows = column(store.view.table(commit, "sequences.parquet"), "rows")
@@ -78,26 +113,51 @@ def _estimate(
     prices: Prices | None,
 ) -> Estimate:
     declared = specs(harvest, loaded, sites)
-    columns = {
+    sizes = {
         site: column_bytes(spec, harvest.codec, found.parts, stride_rows)
         for site, spec in declared.items()
     }
-    run = forward(loaded, sites, found.lengths, harvest.batch)
-    size = sum(size or 0 for size in columns.values())
+    run = forward(
+        loaded, _run_of(loaded, sites, harvest), found.lengths, harvest.batch, harvest.device
+    )
+    return _told(found, sizes, run, prices)
+
+
+def _told(
+    found: Cut, sizes: Mapping[str, tuple[int, bool]], run: Forward, prices: Prices | None
+) -> Estimate:
+    size = sum(one for one, _ in sizes.values())
     return Estimate(
         rows=found.rows,
         sequences=found.sequences,
         parts=len(found.parts),
-        columns=columns,
+        columns={name: one for name, (one, _) in sizes.items()},
+        about=tuple(name for name, (_, exact) in sizes.items() if not exact),
         tokens_bytes=found.tokens_bytes,
         padded_tokens=run.padded_tokens,
         flops=run.flops,
         forward_seconds=run.seconds,
-        money=None if prices is None else money(prices, run, len(found.parts), len(columns), size),
+        money=None if prices is None else money(prices, run, len(found.parts), len(sizes), size),
     )
 
 
-def plan_vectors(tokens: TokensConfig, codec: str, *, prices: Prices | None = None) -> Estimate:
+def _run_of(loaded: LoadedModel, sites: Sequence[str], harvest: HarvestConfig) -> Run:
+    """Return what the ingest does with a batch: a forward, or all that a gradient's rule asks for."""
+    gradient = Gradient.of_config(harvest)
+    if gradient is None:
+        derived = Derived(loaded.adapter)
+        return lambda ids, mask: derived.capture(ids, mask, sites)
+
+    def run(ids: Tensor, mask: Tensor) -> object:
+        asked = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+        answers = dict.fromkeys(NAMES, asked) if gradient.metric.needs_answers else None
+        partner = None if gradient.rule.point == "here" else ids
+        return gradient.at(loaded.adapter, ids, mask, sites, len(ids), answers, partner)
+
+    return run
+
+
+def plan_vectors(tokens: TokensConfig, *, prices: Prices | None = None) -> Estimate:
     """Return what `ingest_vectors` would come to; there is no model to run.
 
     Raises
@@ -106,24 +166,20 @@ def plan_vectors(tokens: TokensConfig, codec: str, *, prices: Prices | None = No
         ``rows-missing``: the source has no end of its own, and none was given.
     """
     rows = vector_rows(tokens)
-    stride = max(65_536, tokens.part_rows)
     whole = tokens.context or VECTOR_CONTEXT
-    per_part = tokens.part_rows // whole * whole
-    parts = [min(per_part, rows - low) for low in range(0, rows, per_part)]
-    columns = {
-        name: column_bytes(spec, codec, parts, stride)
+    counts = [min(whole, rows - low) for low in range(0, rows, whole)]
+    stride = max(65_536, tokens.part_rows)
+    lengths = packed([[count] for count in counts], tokens.part_rows)
+    parts = tuple(map(sum, lengths))
+    found = Cut(
+        rows=rows,
+        sequences=len(counts),
+        parts=parts,
+        lengths=tuple(map(tuple, lengths)),
+        tokens_bytes=0,
+    )
+    sizes = {
+        name: column_bytes(spec, "raw", parts, stride)
         for name, spec in tokens.source.columns.items()
     }
-    run = Forward(padded_tokens=0, flops=0.0, seconds=0.0)
-    size = sum(size or 0 for size in columns.values())
-    return Estimate(
-        rows=rows,
-        sequences=-(-rows // whole),
-        parts=len(parts),
-        columns=columns,
-        tokens_bytes=0,
-        padded_tokens=0,
-        flops=0.0,
-        forward_seconds=0.0,
-        money=None if prices is None else money(prices, run, len(parts), len(columns), size),
-    )
+    return _told(found, sizes, Forward(padded_tokens=0, flops=0.0, seconds=0.0), prices)

@@ -86,8 +86,27 @@ def _check_fast(tokenizer: Any) -> None:
         )
 
 
+def spelled(tokenizer: Any, text: str, **options: Any) -> Any:
+    """Return what a tokenizer makes of a text.
+
+    Raises
+    ------
+    SourceError
+        ``text-unspeakable``: it has no tokens for it, and none for unknown words.
+    """
+    try:
+        return tokenizer(text, **options)
+    except Exception as error:  # the Rust tokenizer raises plain Exception
+        raise SourceError(
+            f"the tokenizer has no tokens for a text that begins {text[:40]!r}: {error}. What was committed before stands. Use "
+            "texts of the words it knows, or ready ids (--source pretokenised).",
+            kind="text-unspeakable",
+        ) from error
+
+
 def _encoded(tokenizer: Any, text: str) -> Encoded:
-    encoded = tokenizer(
+    encoded = spelled(
+        tokenizer,
         text,
         add_special_tokens=False,
         return_offsets_mapping=True,

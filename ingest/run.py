@@ -31,6 +31,8 @@ from ingest.tokens import (
 )
 from store import ActlakeError, Store, create
 from store import open as open_store
+from store.codecs import CODECS
+from store.schema import Column
 
 
 def silent(phase: str, done: int, total: int | None) -> None:
@@ -147,12 +149,13 @@ def _truth(store: Store, source: Any) -> dict[str, str]:
 def _observers(
     job: HarvestJob, loaded: LoadedModel, plans: Sequence[ObserverPlan]
 ) -> list[Observer]:
+    facts = ModelFacts.of(loaded.adapter)
     harvest = Harvest(
         url=job.url,
         recipe=job.recipe,
         dtype=job.dtype,
-        sites=job.sites,
-        model=ModelFacts.of(loaded.adapter),
+        sites=tuple(site for site in job.sites if site in facts.shapes),  # derived columns are none
+        model=facts,
     )
     return [plan.observer(harvest) for plan in plans]
 
@@ -209,11 +212,14 @@ def _harvest(
         column_bytes(spec, job.codec, [one.slots for one in commits], store.part_stride)
         for spec in job.columns.values()
     ]
+    coded = all(
+        CODECS.get(job.codec)().row_bytes(Column.parse("c", spec)) for spec in job.columns.values()
+    )
     return replace(
         done,
         unobserved_parts=len(unobserved),
         group_bytes=sum(item.size for one in commits for item in one.objects.values()),
-        planned_bytes=None if None in sizes else sum(size or 0 for size in sizes),
+        planned_bytes=sum(size for size, _ in sizes) if coded else None,
     )
 
 

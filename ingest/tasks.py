@@ -185,10 +185,10 @@ def has_answers(store: Store) -> bool:
 
 def check_group(name: str) -> None:
     """Raise ``name-taken`` where a group would have the name of the answers or roles."""
-    if name in {ANSWERS, CHAT_ROLES}:
+    if name in {"tokens", ANSWERS, CHAT_ROLES}:
         raise IngestError(
-            f"a group was to be called {name!r}, as the answers to a task's prompts (answers) and the roles of dialogues (roles) "
-            "are. Nothing was written. Use another --group.",
+            f"a group was to be called {name!r}; so are the rows (tokens), a task's answers (answers) and the roles of dialogues "
+            "(roles). Nothing was written. Use another --group.",
             kind="name-taken",
         )
 

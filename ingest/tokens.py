@@ -36,6 +36,7 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _LISTED_INPUTS = 16
+_FEW_WORDS = 256  # fewer than the bytes a tokenizer of any text needs
 CHAT_CONTEXT = 2048
 """Tokens of a dialogue at most, where nothing is said."""
 VECTOR_CONTEXT = 256
@@ -81,8 +82,9 @@ class Specials:
         ModelError
             ``tokenizer-unusual``: the word's tokens do not stand unchanged between them.
         """
-        plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-        framed = tokenizer("a")["input_ids"]
+        word = _a_word(tokenizer)
+        plain = tokenizer(word, add_special_tokens=False)["input_ids"]
+        framed = tokenizer(word)["input_ids"]
         for at in range(len(framed) - len(plain) + 1) if plain else ():
             if framed[at : at + len(plain)] == plain:
                 return cls(prefix=tuple(framed[:at]), suffix=tuple(framed[at + len(plain) :]))
@@ -94,6 +96,14 @@ class Specials:
 
     def __len__(self) -> int:
         return len(self.prefix) + len(self.suffix)
+
+
+def _a_word(tokenizer: Any) -> str:
+    """Return a text that every tokenizer says, or one that this one does where it knows a few words only."""
+    if tokenizer.unk_token is None and len(tokenizer) < _FEW_WORDS:
+        special = set(tokenizer.all_special_tokens)
+        return next((one for one in tokenizer.get_vocab() if one not in special), "a")
+    return "a"
 
 
 def special_ids(tokenizer: Any) -> Array:

@@ -114,10 +114,10 @@ class Tap:
     """Set where the model does not go on with the tensor: an edit would change nothing and is refused."""
 
 
-def weight_of(norm: Any) -> Tensor:
-    """Return a norm's weight."""
-    weight: Tensor = norm.weight
-    return weight
+def weight_of(norm: Any) -> Tensor | float:
+    """Return a norm's weight, 1 where it has none."""
+    weight: Tensor | None = norm.weight
+    return 1.0 if weight is None else weight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +140,7 @@ class Bends:
     lies behind what a rule does there."""
     mlps: tuple[str, ...] = ()
     """Modules whose output is what an MLP adds to the stream, block by block: those of ``mlp.out``."""
-    gain: Callable[[Any], Tensor] = weight_of
+    gain: Callable[[Any], Tensor | float] = weight_of
     """What a norm multiplies by."""
 
 

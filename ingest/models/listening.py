@@ -58,6 +58,11 @@ def _hooked(module: nn.Module, tap: Tap, fn: Callable[[Tensor], Tensor | None]) 
     return module.register_forward_pre_hook(partial(_on_input, tap, fn), with_kwargs=True)
 
 
+def _rounds(new: Tensor, old: Tensor) -> bool:
+    """Return whether putting one tensor into the other would make whole numbers of it."""
+    return new.is_floating_point() and not old.is_floating_point()
+
+
 class _Folded(RemovableHandle):
     """Listens to a module whose tensors lie flat, and shows them as ``[B, T, …]``."""
 
@@ -115,6 +120,12 @@ def _on_input(
 def _edited(tap: Tap, fn: Callable[[Tensor], Tensor | None], value: Tensor) -> Tensor | None:
     part = tap.view(value)
     new = fn(part)
+    if new is not None and (new.shape != part.shape or _rounds(new, part)):
+        raise SiteError(
+            f"an edit at {tap.module} has {new.dtype} {list(new.shape)}, where its value has {part.dtype} {list(part.shape)}. "
+            "The forward was given up. Return a tensor of that shape; whole numbers stay whole.",
+            kind="bad-edit",
+        )
     if new is None or part is value:
         return new
     clone = value.clone()

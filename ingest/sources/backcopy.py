@@ -145,8 +145,9 @@ class Backcopy:
                 f"that are not special, {lacks}. Nothing was written. Use --model planted:backcopy, whose process this is.",
                 kind="no-bos" if vocabulary.bos is None else "vocabulary-too-small",
             )
+        process = self.process
         for number in range(self.sequences):
             rng = np.random.Generator(np.random.Philox(key=subseed(self.seed, "backcopy", number)))
-            text = usual[self.process.draw(rng, 1, self.tokens - 1)[0]]
+            text = usual[process.draw(rng, 1, self.tokens - 1)[0]]
             ids = np.concatenate([[vocabulary.bos], text]).astype(np.int32)
             yield TokenDocument(name=f"backcopy/{self.seed}/{number:05d}", token_ids=ids)

@@ -44,7 +44,7 @@ class RouterLog:
         for name in ("rise", "hot"):
             object.__setattr__(self, name, float(getattr(self, name)))
         legal = 1 <= self.planted < self.experts and math.isfinite(self.rise + self.hot)
-        if not legal or self.experts < 4:  # a row of fewer numbers is no dense column
+        if not legal or self.experts < 4:  # planted ones, the hot one, and one to compare with
             raise SourceError(
                 f"scores of {self.experts} experts, {self.planted} of them planted, rising by {self.rise:g} and {self.hot:g} "
                 "were asked for. Nothing was written. Give 4 experts or more, 1 to all but one of them planted.",

@@ -3,8 +3,8 @@
 1. A row's features are those whose Gaussian is above the threshold of their rate: ``g = Az + σ ε``, z shared by all, so that
    features keep company (a Gaussian copula of low rank).
 2. Trees: a child is on only where its parent is, and of several children of one parent that would be on, one is, drawn
-   evenly. What they are drawn with is raised by about as much as that takes away: a child's rate over its parent's, times one
-   more than the siblings that compete.
+   evenly. What they are drawn with is raised: a child's rate over its parent's, times one more than the siblings that compete,
+   at most .98. Still they are on less often than their nominal rates say (`resulting_rates`).
 3. A feature that is on has the magnitude ``max(0, N(size, spread))``, a child's times its parent's share of the parent's size.
    The spread is each feature's own, ``|N(spread, spread)|``.
 4. ``x = Σ a_i f_i + bias``; features f are drawn evenly on the sphere.
@@ -81,7 +81,11 @@ class SynthBench:
             object.__setattr__(self, name, float(getattr(self, name)))  # 4 and 4.0: one recipe
         whole = min(self.width, self.features, self.branching, self.rank, self.roots, self.depth)
         drawn = (self.zipf, self.spread, self.bias, self.size_first, self.size_last)
-        legal = whole >= 1 and all(0 <= value < math.inf for value in drawn)
+        legal = (
+            whole >= 1
+            and all(0 <= value < math.inf for value in drawn)
+            and min(self.size_first, self.size_last) > 0
+        )
         rates = 0 < self.rate_last <= self.rate_first < 1
         company = 0 <= self.correlation < 1 / math.sqrt(max(self.rank, 1))
         if not (legal and rates and company and self.tree_nodes <= self.features):
@@ -130,6 +134,23 @@ class SynthBench:
         others = siblings - self.rates[inside]
         chances[inside] = self.rates[inside] / over * (1.0 + others / over)
         return np.minimum(chances, _MOST)
+
+    @functools.cached_property
+    def resulting_rates(self) -> Array:
+        """Rate at which each feature is on, ``float64[N]``, features taken as drawn alone: less than ``rates`` inside trees.
+
+        Of children that would be on together one is chosen, and siblings that compete often cannot all have their rates.
+        """
+        found = self.rates.copy()
+        first, count = 0, self.roots
+        for _ in range(self.depth):
+            parents = np.arange(first, first + count)
+            children = first + count + np.arange(count * self.branching)
+            chance_PC = self.drawn_rates[children].reshape(count, self.branching)
+            share_PC = np.stack([_chosen(chance_PC, at) for at in range(self.branching)], 1)
+            found[children] = (found[parents][:, None] * share_PC).reshape(-1)
+            first, count = first + count, len(children)
+        return found
 
     @functools.cached_property
     def sizes(self) -> Array:
@@ -240,13 +261,28 @@ class SynthBench:
         return {"x": x_RD}
 
     def truth(self) -> Mapping[str, bytes]:
-        """Return ``truth.safetensors``: ``features [N, D]``, ``bias [D]`` and, of each feature, rate, size, spread and parent."""
+        """Return ``truth.safetensors``: ``features [N, D]``, ``bias [D]``; rates, sizes, spreads and parents, ``[N]`` each."""
         held = {
             "features": self.dictionary,
-            "rates": self.rates,
+            "rates": self.resulting_rates,
+            "nominal_rates": self.rates,
             "sizes": self.sizes,
             "spreads": self.spreads,
             "parents": self.parents,
             "bias": self.offset,
         }
         return {"truth.safetensors": save(held)}
+
+
+def _chosen(chance_PC: Array, at: int) -> Array:
+    """Return the chance that a child is on and chosen, ``float64[P]``, where its siblings are on independently of it."""
+    others_PC = np.delete(chance_PC, at, axis=1)
+    # the chance of k others on, k = 0 …, by adding one sibling after another
+    count_PK = np.ones((len(chance_PC), 1))
+    for chance_P in others_PC.T:
+        grown = np.zeros((len(chance_PC), count_PK.shape[1] + 1))
+        grown[:, :-1] = count_PK * (1 - chance_P[:, None])
+        grown[:, 1:] += count_PK * chance_P[:, None]
+        count_PK = grown
+    alone_P = (count_PK / np.arange(1, count_PK.shape[1] + 1)).sum(1)
+    return np.asarray(chance_PC[:, at] * alone_P)

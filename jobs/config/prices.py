@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ FIELDS = (
     "storage_gb_month", "put_1000", "get_1000", "machine_hour", "machine_flops", "currency",
 )  # fmt: skip
 """Those of `ingest.estimate.Prices`."""
+_MOST = 1e30
 
 
 def read_prices(path: str | Path) -> dict[str, Any]:
@@ -36,14 +36,23 @@ def read_prices(path: str | Path) -> dict[str, Any]:
 
 def _numbers(given: Any) -> dict[str, Any]:
     """Return the fields of a file, read; ``ValueError`` where one is none."""
-    wrong = sorted(set(given) - set(FIELDS))
+    if not isinstance(given, dict):
+        msg = f"it holds {type(given).__name__}, no fields"
+        raise TypeError(msg)
+    wrong = sorted(set(map(str, given)) - set(FIELDS))
     if wrong or "storage_gb_month" not in given:
         msg = f"unknown: {', '.join(wrong)}" if wrong else "no storage_gb_month"
         raise ValueError(msg)
     read: dict[str, Any] = {}
     for name, value in given.items():
-        read[name] = str(value) if name == "currency" else float(value)
-        if name != "currency" and not 0 <= read[name] < math.inf:
+        text = name == "currency"
+        if isinstance(value, bool) or (
+            isinstance(value, str) != text and not isinstance(value, int | float)
+        ):
+            msg = f"{name} is {value!r}"
+            raise ValueError(msg)
+        read[name] = value if text else float(value)
+        if not text and not 0 <= read[name] < _MOST:
             msg = f"{name} is {value!r}"
             raise ValueError(msg)
     if read.get("machine_flops") == 0:

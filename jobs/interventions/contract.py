@@ -68,7 +68,11 @@ class Intervention:
             ``unknown-site``.
         """
         adapter.listen(self.site, lambda _: None).remove()
-        shape = adapter.sites()[self.site].shape
+        info = adapter.sites()[self.site]
+        if not info.differentiable:
+            what = "the model does not go on with it" if info.fixed else "it holds whole numbers"
+            raise self._wrong(f"an edit at {self.site}", what)
+        shape = info.shape
         if self.heads and (len(shape) < 2 or not all(0 <= h < shape[0] for h in self.heads)):
             raise self._wrong(
                 f"heads {list(self.heads)}", f"each token's value has shape {list(shape)}"

@@ -29,12 +29,7 @@ def ingest(config: settings.Ingest, context: Context) -> Answer:
     """Make a store or add a group."""
     from jobs.runtimes.choose import runtime_for
 
-    if (config.out is None) == (config.into is None):
-        raise UsageError(
-            "say either --out STORE (make one) or --into STORE (add a group to one). "
-            "Nothing was started."
-        )
-    _check_into(config)
+    check_places(config)
     gpus = float(config.device.startswith("cuda"))
     place = {"url": config.into or config.out, "group": _group(config)}
     with runtime_for(config, shard=config.shard, gpus=gpus, **place) as runtime:
@@ -47,7 +42,7 @@ def _ingest(config: settings.Ingest, context: Context, runtime: Runtime) -> Summ
     source = None if config.into else token_source(config)
     observers = live_statistics(config.stats or ())
     if source is not None and hasattr(source, "block"):
-        _refuse_without_model(config)
+        refuse_without_model(config)
         tokens = tokens_config(config, source)
         return ingest_vectors(
             str(config.out),
@@ -79,7 +74,8 @@ def _group(config: settings.Ingest) -> str:
     return config.group or usual
 
 
-def _refuse_without_model(config: settings.Ingest) -> None:
+def refuse_without_model(config: settings.Ingest) -> None:
+    """Refuse what looks at a model where there is none."""
     given = [name for name in ("stats", "gradient") if getattr(config, name)]
     if given:
         raise UsageError(
@@ -104,8 +100,13 @@ def _answer(summary: Summary) -> Answer:
     return Answer(summary.to_json(), text)
 
 
-def _check_into(config: settings.Ingest) -> None:
+def check_places(config: settings.Ingest) -> None:
     """Refuse what would be ignored, and a store that ends with this process."""
+    if (config.out is None) == (config.into is None):
+        raise UsageError(
+            "say either --out STORE (make one) or --into STORE (add a group to one). "
+            "Nothing was started."
+        )
     if str(config.out or "").startswith("memory://"):
         raise UsageError(
             f"{config.out} lives as long as this process. Nothing was started. Give a folder."

@@ -100,3 +100,20 @@ def test_a_harvest_that_would_lie_writes_nothing(tmp_path, monkeypatch):
     assert not store.open(tmp_path / "s").view.parts("acts")
     monkeypatch.setattr(HookedModel, "attention", own)
     assert harvest(tmp_path, Z).view.parts("acts")
+
+
+def test_one_token_proves_nothing_and_the_next_batch_is_asked(tmp_path, monkeypatch):
+    """Texts of one token come first: attention over one token is its value, whatever the scale."""
+    toy.save("llama", tmp_path / "m")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(9):
+        (folder / f"{number}.txt").write_text("a" if number < 8 else toy.TEXT)
+    own = HookedModel.attention
+    monkeypatch.setattr(HookedModel, "attention", lambda *a: replace(own(*a), scale=1.0))
+    source = SOURCES.get("text")(paths=(str(folder),))
+    tokens = TokensConfig(source=source, context=32, part_rows=256, special_tokens=False)
+    config = HarvestConfig(model=str(tmp_path / "m"), sites=Z, dtype="float32", batch=4)
+    with pytest.raises(ModelError, match="attention-differs"):
+        ingest(tmp_path / "s", tokens, config, runtime=InProcess())
+    assert not store.open(tmp_path / "s").view.parts("acts")

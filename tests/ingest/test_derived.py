@@ -204,3 +204,38 @@ def test_gradients_of_derived_columns_are_refused(tmp_path):
     )
     with pytest.raises((SiteError, IngestError), match="unknown-site"):
         ingest_into(tmp_path / "s", config, runtime=InProcess())
+
+
+def test_statistics_look_at_sites_beside_derived_columns(tmp_path):
+    from jobs.verbs.circuits import live_statistics
+
+    toy.save("gpt2", tmp_path / "m")
+    (tmp_path / "text.txt").write_text(toy.TEXT * 3)
+    source = SOURCES.get("text")(paths=(str(tmp_path / "text.txt"),))
+    config = HarvestConfig(
+        model=str(tmp_path / "m"), sites=("loss", "blocks.0.resid_post"), dtype="float32", batch=8
+    )
+    done = ingest(
+        tmp_path / "s",
+        TokensConfig(source=source, context=32),
+        config,
+        runtime=InProcess(),
+        observers=live_statistics(("moments",)),
+    )
+    assert done.unobserved_parts == 0
+    made = store.open(tmp_path / "s")
+    assert "loss" in made.groups["acts"].columns
+    assert len(made.groups) == 3  # the statistic has a group of its own
+
+
+def test_memory_for_logits_is_asked_of_names_and_patterns_alike(tmp_path, monkeypatch):
+    toy.save("llama", tmp_path / "m")
+    asked = []
+    monkeypatch.setattr(
+        "ingest.asked.check_memory", lambda *_, logits=0, **__: asked.append(logits)
+    )
+    for number, pattern in enumerate(("loss", "logits.*", "embed")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "m").symlink_to(tmp_path / "m")
+        harvest(tmp_path / str(number), sites=(pattern,))
+    assert [logits > 0 for logits in asked] == [True, True, False]

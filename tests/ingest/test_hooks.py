@@ -205,6 +205,20 @@ def test_a_listener_may_replace_a_value_and_gradients_flow_through(model):
         assert not torch.equal(zeroed, plain), site
 
 
+def test_an_edit_of_another_shape_or_of_fractions_in_whole_numbers_is_refused():
+    ids, mask = batch()
+    for family, site, edit in (
+        ("opt", "blocks.0.mlp.post", lambda value: value[:1]),
+        ("llama", "blocks.0.attn.z", lambda value: value.flatten(2)),
+        ("olmoe", "blocks.0.router.topk", lambda value: value * 0.4),
+    ):
+        model = toy.build(family, layers=1)
+        adapter = adapt(model)
+        with adapter.listen(site, edit), pytest.raises(SiteError, match="bad-edit"):
+            model(input_ids=ids, attention_mask=mask)
+        model(input_ids=ids, attention_mask=mask)
+
+
 @pytest.mark.parametrize("how", ["sdpa", "eager"])
 def test_attention_recomputed_from_the_sites_it_sees_is_z(model, how):
     if model._supports_sdpa:

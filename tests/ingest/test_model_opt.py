@@ -7,6 +7,7 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from ingest.models import adapt, attend, attention_sites, toy
+from ingest.models.rules import RULES
 
 
 @pytest.fixture(params=["sdpa", "eager"])
@@ -106,3 +107,23 @@ def test_the_size_whose_norms_come_last_and_whose_embedding_is_narrow():
     with torch.inference_mode():
         decoder = model.model.decoder
         assert torch.equal(decoder.project_in(decoder.embed_tokens(batch()[0])), embed)
+
+
+def test_norms_without_weights_have_rules_too():
+    config = OPTConfig(
+        vocab_size=320,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=64,
+        max_position_embeddings=64,
+        layer_norm_elementwise_affine=False,
+    )
+    adapter = adapt(OPTForCausalLM(config).eval())
+    found = {
+        name: adapter.gradients(*batch(), ["embed"], lambda x: x[:, 3, 5], RULES[name])[0]["embed"]
+        for name in ("exact", "relp")
+    }
+    assert found["relp"].any()
+    assert not torch.allclose(found["relp"], found["exact"])

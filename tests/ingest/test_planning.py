@@ -83,16 +83,30 @@ def test_a_plan_for_a_group_counts_the_rows_that_are_there(model, corpus, tmp_pa
     )
 
 
-def test_what_only_values_tell_is_not_guessed(model, corpus):
-    found = plan(text_tokens(corpus), harvest_of(model, codec="bitshuffle-zstd"))
-    assert set(found.columns.values()) == {None}
-    assert found.group_bytes == 0
+def test_what_only_values_tell_is_said_to_be_about_what_it_is_uncoded(model, corpus, tmp_path):
+    coded = harvest_of(model, codec="bitshuffle-zstd", store_dtype="bfloat16")
+    found = plan(text_tokens(corpus), coded)
+    plain = plan(text_tokens(corpus), harvest_of(model, store_dtype="bfloat16"))
+    assert found.columns == plain.columns
+    assert (found.about, plain.about) == (SITES, ())
+    done = ingest(tmp_path / "s", text_tokens(corpus), coded, runtime=InProcess())
+    assert done.planned_bytes is None
+
+
+def test_scalars_are_about(model, corpus, tmp_path):
+    sites = ("loss", "stat.norm.embed", "blocks.0.resid_pre")
+    found = plan(text_tokens(corpus), harvest_of(model, sites=sites))
+    assert found.about == ("stat.norm.embed", "loss") or found.about == ("loss", "stat.norm.embed")
+    done = ingest(
+        tmp_path / "s", text_tokens(corpus), harvest_of(model, sites=sites), runtime=InProcess()
+    )
+    assert found.group_bytes == pytest.approx(done.group_bytes, rel=0.25)
 
 
 def test_vectors_are_planned_without_a_model(tmp_path):
     source = SOURCES.get("synthetic")(width=16)
     tokens = TokensConfig(source=source, rows=2000, context=100, part_rows=512)
-    found = plan_vectors(tokens, "raw")
+    found = plan_vectors(tokens)
     ingest_vectors(tmp_path / "s", tokens, "acts", runtime=InProcess())
     made = store.open(tmp_path / "s")
     commits = [made.view.commit("acts", part) for part in made.view.parts("acts")]
@@ -100,7 +114,7 @@ def test_vectors_are_planned_without_a_model(tmp_path):
     shards = [i.size for c in commits for name, i in c.objects.items() if name.startswith("x/c")]
     assert found.columns == {"x": sum(shards)}
     with pytest.raises(IngestError, match="rows-missing"):
-        plan_vectors(TokensConfig(source=source), "raw")
+        plan_vectors(TokensConfig(source=source))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +123,11 @@ def test_vectors_are_planned_without_a_model(tmp_path):
         ({"sites": ("blocks.9.resid_post",)}, SiteError),
         ({"model": "/nowhere/at/all"}, ModelError),
         ({"gradient": "exact", "metric": "logit_diff"}, IngestError),
+        ({"group": "tokens"}, IngestError),
+        (
+            {"codec": "int8", "sites": ("stat.top_dim.blocks.0.attn.z",)},
+            store.InvalidInputError,
+        ),
     ],
 )
 def test_what_an_ingest_would_refuse_a_plan_refuses(model, corpus, change, error):
@@ -116,23 +135,59 @@ def test_what_an_ingest_would_refuse_a_plan_refuses(model, corpus, change, error
         plan(text_tokens(corpus), harvest_of(**{"model": model, **change}))
 
 
+def run_of(loaded, sites):
+    return lambda ids, mask: loaded.adapter.capture(ids, mask, sites)
+
+
 def test_operations_are_those_one_counts_by_hand(tmp_path):
-    """Two a weight and token, and attention's two products; only as far as the deepest site."""
+    """Two a weight and token, and attention's two products; only as far as the deepest site, at every length."""
     loaded = load(toy.save("gpt2", tmp_path / "g", layers=3), dtype="float32")
-    lengths = [(32,) * 8]
-    width, length, tokens = 32, 32, 8 * 32
-    block = 2 * (4 * width * width + 2 * width * 4 * width) + 2 * 2 * length * width
+    width = 32
+
+    def by_hand(tokens, length, blocks):
+        return blocks * tokens * (2 * (4 * width * width + 8 * width * width) + 4 * length * width)
+
     for layer, blocks in ((0, 1), (2, 3)):
-        run = forward(loaded, [f"blocks.{layer}.resid_post"], lengths, 4)
-        assert run.padded_tokens == tokens
-        assert run.flops == pytest.approx(blocks * block * tokens, rel=0.01)
+        run = forward(loaded, run_of(loaded, [f"blocks.{layer}.resid_post"]), [(32,) * 8], 4)
+        assert run.padded_tokens == 8 * 32
+        assert run.flops == pytest.approx(by_hand(8 * 32, 32, blocks), rel=1e-3)
         assert run.seconds > 0
+    mixed = forward(
+        loaded, run_of(loaded, ["blocks.2.resid_post"]), [(20,) * 4, (60,) * 4, (40,) * 8], 4
+    )
+    wanted = by_hand(4 * 32, 32, 3) + by_hand(4 * 64, 64, 3) + by_hand(8 * 64, 64, 3)
+    assert mixed.flops == pytest.approx(wanted, rel=1e-3)
+
+
+def test_operations_of_experts_count(tmp_path):
+    """Three of eight experts work on every token; fused products do not say what they do."""
+    loaded = load(toy.save("olmoe", tmp_path / "m"), dtype="float32")
+    before = loaded.model.config._experts_implementation
+    run = forward(loaded, run_of(loaded, ["blocks.0.resid_post"]), [(32,) * 4], 4)
+    assert loaded.model.config._experts_implementation == before
+    attention = 2 * (2 * 32 * 32 + 2 * 32 * 16) + 4 * 32 * 32
+    experts = 2 * 3 * (3 * 32 * 32) + 2 * 8 * 32
+    assert run.flops == pytest.approx(4 * 32 * (attention + experts), rel=0.02)
+
+
+def test_a_gradient_costs_its_backward_and_every_run_of_its_rule(model, corpus):
+    sites = ("blocks.0.resid_pre",)
+    plain = plan(text_tokens(corpus), harvest_of(model, sites=("blocks.1.resid_post",)))
+    exact, dropped = (
+        plan(text_tokens(corpus), harvest_of(model, sites=sites, gradient=rule, group=rule))
+        for rule in ("exact", "grad_drop")
+    )
+    assert (
+        exact.flops > 1.8 * plain.flops
+    )  # the backward of activations alone is about another forward
+    assert 1.4 * exact.flops < dropped.flops < 2 * exact.flops  # two runs, each with a block less
 
 
 def test_padding_is_counted(tmp_path):
     loaded = load(toy.save("gpt2", tmp_path / "g"), dtype="float32")
-    run = forward(loaded, ["embed"], [(5, 33, 7), (1,)], 2)
+    run = forward(loaded, run_of(loaded, ["embed"]), [(5, 33, 7), (1,)], 2)
     assert run.padded_tokens == 2 * 64 + 2 * 32 + 2 * 32
+    assert forward(loaded, run_of(loaded, ["embed"]), [()], 2).padded_tokens == 0
 
 
 def test_money_is_what_one_reckons():
@@ -165,6 +220,9 @@ def test_shards_that_would_be_too_large_are_said(model, corpus):
 
 
 def test_bytes_of_a_column_follow_from_its_declaration():
-    assert column_bytes("float32[1024]", "raw", [256], 65_536) == 4096 + 256 * 4096 + 4096 + 4100
-    assert column_bytes("float32", "raw", [300, 5], 65_536) == 305 * 4
-    assert column_bytes("bfloat16[64]", "bitshuffle-zstd", [256], 65_536) is None
+    assert column_bytes("float32[1024]", "raw", [256], 65_536) == (
+        4096 + 256 * 4096 + 4096 + 4100,
+        True,
+    )
+    assert column_bytes("float32", "raw", [300, 5], 65_536) == (305 * 12, False)
+    assert column_bytes("bfloat16[64]", "bitshuffle-zstd", [256], 65_536)[1] is False

@@ -78,6 +78,9 @@ def test_other_settings_are_another_folder(tmp_path):
         (f"{F1}:sed=1", "bad-model.*seed"),
         (f"{F1}:seed=one", "bad-model.*whole numbers"),
         (f"{F1}:seed", "bad-model.*seed"),
+        (f"{F1}:seed=-1", "bad-model.*from 0 on"),
+        (f"{F1}:seed=99999999999999999999", "bad-model.*below"),
+        (f"{F1}:seed=1,seed=2", "bad-model.*once"),
     ],
 )
 def test_names_that_are_none_are_refused(tmp_path, name, said):
@@ -245,3 +248,66 @@ def test_each_planted_model_says_what_it_is():
         assert config.__doc__
         assert config.version >= 1
         assert json.dumps(config.truth())
+
+
+def test_how_many_threads_there_are_changes_no_weight():
+    states = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            states.append(BackcopyModel(steps=4).build().state_dict())
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize(
+    "lost", ["config.json", "model.safetensors", "tokenizer.json", "truth.json"]
+)
+def test_a_folder_that_is_damaged_is_made_again(tmp_path, lost):
+    place = planted_folder(F1, tmp_path)
+    (place / lost).unlink()
+    assert planted_folder(F1, tmp_path) == place
+    assert (place / lost).is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+
+
+def test_another_process_may_be_faster(tmp_path, monkeypatch):
+    import ingest.models.planted.contract as module
+
+    own = module._write
+
+    def slow(model, settings, folder):
+        own(model, settings, folder)
+        monkeypatch.setattr(module, "_write", own)
+        planted_folder(F1, tmp_path)  # meanwhile
+
+    monkeypatch.setattr(module, "_write", slow)
+    place = planted_folder(F1, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+
+
+def test_a_place_that_takes_nothing_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match=r"planted-cache.*Nothing was loaded"):
+        planted_folder(F1, tmp_path / "file")
+
+
+def test_texts_it_has_no_words_for_are_refused(home, tmp_path):
+    (tmp_path / "text.txt").write_text("The miller counted the sacks.")
+    source = SOURCES.get("text")(paths=(str(tmp_path / "text.txt"),))
+    harvest = HarvestConfig(model=F1, sites=("embed",), dtype="float32")
+    with pytest.raises(SourceError, match=r"text-unspeakable.*'The miller"):
+        ingest(tmp_path / "s", TokensConfig(source=source), harvest, runtime=InProcess())
+    assert not (tmp_path / "s").exists()
+
+
+def test_texts_of_its_words_are_rows(home, tmp_path):
+    (tmp_path / "text.txt").write_text("t1 t2 t3 t1 t2")
+    source = SOURCES.get("text")(paths=(str(tmp_path / "text.txt"),))
+    harvest = HarvestConfig(model=F1, sites=("embed",), dtype="float32")
+    ingest(tmp_path / "s", TokensConfig(source=source), harvest, runtime=InProcess())
+    ids = store.open(tmp_path / "s").arrow("tokens").column("token_id").to_pylist()
+    assert ids == [16, 1, 2, 3, 1, 2]

@@ -59,6 +59,21 @@ def test_it_reads_well(words, tmp_path, capsys):
     assert "10,000 rows" in capsys.readouterr().out
 
 
+def test_a_store_of_other_parts_is_refused_as_ingest_would(words, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "s")]
+    assert cli.main(["ingest", *words, *out]) == 0
+    assert cli.main(["plan", *words, *out]) == 0
+    assert cli.main(["plan", *words, *out, "--part-rows", "512"]) == 1
+    assert "store-differs" in capsys.readouterr().err
+
+
+def test_what_computing_costs_must_be_said_to_compare(words, tmp_path, capsys):
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("storage_gb_month: 0.02\n")
+    assert cli.main(["plan", *words, "--out", "x", "--prices", str(prices)]) == 0
+    assert "computing has no price" in capsys.readouterr().out
+
+
 def test_the_fields_are_those_of_prices():
     assert tuple(one.name for one in dataclasses.fields(Prices)) == FIELDS
 
@@ -71,7 +86,13 @@ def test_the_fields_are_those_of_prices():
         ("machine_hour: 1", "no storage_gb_month"),
         ("storage_gb_month: -1", "storage_gb_month is -1"),
         ("storage_gb_month: .nan", "storage_gb_month is nan"),
-        ("storage_gb_month: cheap", "could not convert"),
+        ("storage_gb_month: cheap", "storage_gb_month is 'cheap'"),
+        ("storage_gb_month: true", "storage_gb_month is True"),
+        ("storage_gb_month: 1\ncurrency: null", "currency is None"),
+        ("storage_gb_month: 1e300", "storage_gb_month is"),
+        ("- storage_gb_month", "it holds list"),
+        ("", "it holds NoneType"),
+        ("storage_gb_month", "it holds str"),
         ("storage_gb_month: 1\nmachine_flops: 0", "machine_flops is 0"),
         ("- 1\n- 2", "cannot be read"),
         ("{", "cannot be read"),
@@ -94,6 +115,9 @@ def test_prices_that_are_none_are_refused(words, tmp_path, capsys, text, said):
         (["--sites", "blocks.7.attn.z"], "unknown-site"),
         (["--metric", "nll"], "usage"),
         (["--context", "5000"], "context-too-long"),
+        (["--stats", "nosuch"], "unknown-name"),
+        (["--into", "y"], "usage"),
+        (["--group", "tokens"], "name-taken"),
     ],
 )
 def test_what_ingest_refuses_it_refuses(words, capsys, more, kind):

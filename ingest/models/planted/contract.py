@@ -10,7 +10,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -22,6 +21,8 @@ from store.registry import Registry
 PLANTED = Registry("planted model", "ingest.models.planted")
 TRUTH_FILE = "truth.json"
 _PREFIX = "planted:"
+_FILES = ("config.json", "model.safetensors", "tokenizer.json", TRUTH_FILE)
+_MOST = 1 << 31
 
 
 class PlantedModel(Protocol):
@@ -65,35 +66,70 @@ def planted_folder(name: str, root: Path | None = None) -> Path:
     settings = {"kind": model.kind, "version": model.version, **asdict(model)}  # type: ignore[call-overload]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     place = (root or Path.home() / ".cache" / "actlake" / "planted") / f"{model.kind}-{digest}"
-    if (place / "config.json").is_file():
+    if _whole(place):
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{model.kind}-", dir=place.parent))
     try:
-        _write(model, settings, made)
-        with suppress(OSError):  # another process was faster: its folder says the same
-            made.rename(place)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{model.kind}-", dir=place.parent))
+        try:
+            _write(model, settings, made)
+            _move(made, place)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    except OSError as error:
+        raise ModelError(
+            f"the planted model {name!r} cannot be kept in {place}: {error}. Nothing was loaded. Make room for it there, or "
+            "write it elsewhere and name its folder.",
+            kind="planted-cache",
+            path=str(place),
+        ) from error
     return place
+
+
+def _whole(place: Path) -> bool:
+    """Return whether a folder holds all that a planted model is."""
+    return all((place / name).is_file() for name in _FILES)
+
+
+def _move(made: Path, place: Path) -> None:
+    """Give a folder its name; where another process was faster, its folder says the same, and one that is damaged goes."""
+    for _ in range(2):
+        try:
+            made.rename(place)
+        except OSError:
+            if _whole(place):
+                return
+            shutil.rmtree(place)
+        else:
+            return
+    made.rename(place)
 
 
 def _parsed(name: str) -> PlantedModel:
     words = name.removeprefix(_PREFIX)
     kind, _, rest = words.partition(":")
     try:
-        given = dict(pair.split("=", 1) for pair in rest.split(",") if pair)
-        config: PlantedModel = PLANTED.get(kind)(**{k: int(v) for k, v in given.items()})
+        config: PlantedModel = PLANTED.get(kind)(**_given(rest))
     except InvalidInputError as error:
         raise ModelError(str(error).partition(": ")[2], kind="unknown-name") from error
     except (TypeError, ValueError) as error:
         known = ", ".join(one.name for one in fields(PLANTED.get(kind)))
         raise ModelError(
-            f"the planted model {name!r} was asked for; its fields are whole numbers, {known} ({error}). Nothing was made. "
-            f"Say planted:{kind}:FIELD=NUMBER,…",
+            f"the planted model {name!r} was asked for; its fields are whole numbers from 0 on, {known} ({error}). Nothing was "
+            f"made. Say planted:{kind}:FIELD=NUMBER,…",
             kind="bad-model",
         ) from error
     return config
+
+
+def _given(words: str) -> dict[str, int]:
+    """Return the fields of a name; ``ValueError`` where one is no number, negative, huge or given twice."""
+    pairs = [pair.split("=", 1) for pair in words.split(",") if pair]
+    given = {field: int(value) for field, value in pairs}
+    if len(given) < len(pairs) or not all(0 <= value < _MOST for value in given.values()):
+        msg = f"each once, below {_MOST}"
+        raise ValueError(msg)
+    return given
 
 
 def _write(model: PlantedModel, settings: dict[str, Any], folder: Path) -> None:
@@ -112,11 +148,11 @@ def _tokenizer(words: list[str]) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     begin = next(word for word in words if word.startswith("<"))
-    core = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token=begin))
+    core = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A", special_tokens=[(begin, words.index(begin))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=begin, eos_token=begin, pad_token=begin, unk_token=begin
+        tokenizer_object=core, bos_token=begin, eos_token=begin, pad_token=begin
     )

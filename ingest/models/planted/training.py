@@ -1,4 +1,7 @@
-"""How planted models are trained: AdamW on batches drawn from a known process, the same losses for the same seed and threads."""
+"""How planted models are trained: AdamW on batches drawn from a known process, by one thread.
+
+So equal settings give equal weights on one class of hardware; workers on others need the folder that one of them wrote.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +49,17 @@ def trained(
                 torch.nn.init.normal_(module.weight, std=0.02)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     model.train()
-    for step in range(steps):
-        losses, counted = losses_of(model, draw(step, batch))
-        loss = (losses * counted).sum() / counted.sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums of more depend on how many there are
+    try:
+        for step in range(steps):
+            losses, counted = losses_of(model, draw(step, batch))
+            loss = (losses * counted).sum() / counted.sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    finally:
+        torch.set_num_threads(threads)
     return model.eval()
 
 

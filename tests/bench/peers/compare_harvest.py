@@ -154,8 +154,12 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
             else:
                 found = theirs(python, spec)
                 seconds, their_bytes = found["seconds"], found["bytes"]
+                if found["rows"] != ids.size:
+                    raise SystemExit(f"the peer kept {found['rows']} rows of {ids.size}")
             took[way].append(seconds)
     gap = float(np.abs(np.load(spec["first"]).reshape(first.shape) - first).max())
+    if gap > 2**-6 * float(np.abs(first).max()):
+        raise SystemExit(f"the first sequence differs by {gap}: these are not the same values")
     result = {
         "rows": int(ids.size),
         "seconds": took,
