@@ -1,4 +1,4 @@
-"""Plans an ingest: everything it would check is checked, everything it would write is counted, nothing is written."""
+"""Plans an ingest: what it would check before it writes is checked, what it would write is counted, nothing is written."""
 
 from __future__ import annotations
 

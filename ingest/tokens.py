@@ -100,7 +100,7 @@ class Specials:
 
 def _a_word(tokenizer: Any) -> str:
     """Return a text that every tokenizer says, or one that this one does where it knows a few words only."""
-    if tokenizer.unk_token is None and len(tokenizer) < _FEW_WORDS:
+    if getattr(tokenizer, "unk_token", "") is None and len(tokenizer) < _FEW_WORDS:
         special = set(tokenizer.all_special_tokens)
         return next((one for one in tokenizer.get_vocab() if one not in special), "a")
     return "a"
