@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ingest.config import HarvestConfig, TokensConfig
 from ingest.contract import ObserverPlan, PairSource
-from ingest.errors import IngestError, OverBudgetError
+from ingest.errors import IngestError, OverBudgetError, SiteError
 from ingest.gradients import Gradient, check_answers, check_differentiable, stored_dtype
 from ingest.models import LoadedModel, check_device, load, resolve_dtype, resolve_sites
 from ingest.models.backward import check_gradients, check_head
@@ -110,6 +110,13 @@ def check_memory(batch: int, context: int, loaded: LoadedModel, *, logits: int =
 def _sites(harvest: HarvestConfig, loaded: LoadedModel) -> list[str]:
     """Return the sites and derived columns a harvest names; those whose gradients are asked for must have some."""
     if harvest.gradient is not None:
+        if derived := [pattern for pattern in harvest.sites if is_derived(pattern)]:
+            raise SiteError(
+                f"gradients at {', '.join(derived)} were asked for; derived columns are computed of sites and have none. Nothing "
+                "was written. Name sites; what the gradient is of is --metric (nll is the loss).",
+                kind="no-gradient",
+                site=derived[0],
+            )
         sites = resolve_sites(harvest.sites, loaded.adapter)
         check_gradients(loaded.adapter, sites)
         return sites

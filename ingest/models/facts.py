@@ -17,6 +17,7 @@ from ingest.errors import ModelError, SiteError
 from ingest.models.contract import AttentionSpec, ModelAdapter, Rotary, SiteInfo
 from ingest.models.files import locate
 from ingest.models.hooks import adapt, family_of
+from ingest.models.sites import no_attention
 
 FACTS_FILE = "model.json"
 
@@ -77,14 +78,20 @@ class ModelFacts:
         Raises
         ------
         ModelError
-            ``facts-missing``: how the model attends is not recorded.
+            ``facts-missing``: how the model attends is not recorded; ``no-attention``: it has none.
         SiteError
             There is no such block.
         """
+        if (
+            not self.attentions
+            and self.shapes
+            and not any(".attn." in site for site in self.shapes)
+        ):
+            raise no_attention(self.family)
         if not self.attentions:
             raise ModelError(
                 "how the model attends is not recorded beside its columns (the group was written by an older "
-                "version, or by another program; or the model has none). Nothing was started. Name the model: --model FOLDER.",
+                "version, or by another program). Nothing was started. Name the model: --model FOLDER.",
                 kind="facts-missing",
             )
         self.blocks((layer,))

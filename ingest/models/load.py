@@ -168,6 +168,13 @@ def _network(
         SafetensorError,
         StrictDataclassError,
     ) as error:
+        if "scaled_dot_product_attention" in str(error) and attn_implementation == "sdpa":
+            raise ModelError(
+                f"the model in {found.folder} was to attend by 'sdpa', which transformers has not for its family. Nothing was "
+                "loaded. Use --attn-implementation auto, or eager.",
+                kind="no-kernel",
+                path=str(found.folder),
+            ) from error
         raise _unloadable(found.folder, _first_line(error)) from error
     _refuse_invented(found.folder, report, spare)
     return network

@@ -82,6 +82,8 @@ def test_what_is_not_there_is_said(model):
     facts = ModelFacts.of(adapter)
     assert facts.attentions == ()
     assert ModelFacts.from_files(facts.to_files()) == facts
+    with pytest.raises(ModelError, match="no-attention"):
+        facts.attention(0)
     with pytest.raises(ModelError, match="rule-unsupported"):
         adapter.gradients(*batch(), ["embed"], lambda logits: logits.sum((1, 2)), RULES["relp"])
 
