@@ -5,6 +5,8 @@ write it by way of a store's own storage, checksum included, and its memory is l
 about the opposite order, so the ones before are fetched while one is used; a tensor that is asked for before it was written is
 handed back from memory, and need not be written any more (*forwarding*). What the step waited for is counted.
 
+On CPUs, glibc may keep freed memory for later unless ``MALLOC_MMAP_THRESHOLD_`` (65536, say) is set for the process.
+
 Parameters are never offloaded, nor anything small. Gradients do not change by a bit: what comes back is what was saved.
 
 Source: Wu et al., SSDTrain (arXiv 2408.10013), section 3; deviations: ordinary files in place of direct transfers between GPU and
