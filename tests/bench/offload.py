@@ -3,10 +3,10 @@
     python tests/bench/offload.py --folder /tmp/o                     # 8 blocks of width 512, batch 8 of 512 tokens, three ways
     python tests/bench/offload.py --folder /tmp/o --small             # seconds; checks gradients, figures mean nothing
 
-Each way runs in a process of its own, with ``MALLOC_MMAP_THRESHOLD_=65536``: a warm-up, then ``--steps`` steps of forward and backward on one batch. Told are the median
-step, the peak of the resident memory above what it was before the first step, and, of offloading, bytes written, forwarded and
-deduplicated in a step, and the seconds in which it stood still for storage. Gradients of all three must be equal (recomputed ones
-to rounding).
+Each way runs in a process of its own, with ``MALLOC_MMAP_THRESHOLD_=65536``: a warm-up, then ``--steps`` steps of forward and
+backward on one batch. Told are the median step, the peak of the resident memory above what it was before the first step, and, of
+offloading, bytes written, forwarded and deduplicated in a step, and the seconds in which it stood still for storage. Gradients of
+all three must be equal (recomputed ones to rounding).
 """
 
 from __future__ import annotations
