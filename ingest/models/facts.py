@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ingest.errors import ModelError, SiteError
-from ingest.models.contract import AttentionSpec, ModelAdapter, Rotary, SiteInfo
+from ingest.models.contract import ADAPTERS, AttentionSpec, ModelAdapter, Rotary, SiteInfo
 from ingest.models.files import locate
 from ingest.models.hooks import adapt, family_of
 from ingest.models.sites import no_attention
@@ -82,11 +82,8 @@ class ModelFacts:
         SiteError
             There is no such block.
         """
-        if (
-            not self.attentions
-            and self.shapes
-            and not any(".attn." in site for site in self.shapes)
-        ):
+        known = self.family in ADAPTERS.names()
+        if known and not self.attentions and not any(".attn." in site for site in self.shapes):
             raise no_attention(self.family)
         if not self.attentions:
             raise ModelError(
