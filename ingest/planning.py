@@ -26,6 +26,7 @@ from ingest.estimate import (
 from ingest.gradients import Gradient
 from ingest.models import LoadedModel
 from ingest.models.derived import Derived
+from ingest.run import silent
 from ingest.tasks import NAMES, Pairing
 from ingest.tokens import VECTOR_CONTEXT, Progress, Tokenizing, vector_rows
 from store import TokenSequence, create
@@ -35,10 +36,6 @@ from store.tables import column
 from store.urls import open_storage
 
 
-def _silent(phase: str, done: int, total: int | None) -> None:
-    del phase, done, total
-
-
 def plan(
     tokens: TokensConfig,
     harvest: HarvestConfig,
@@ -46,7 +43,7 @@ def plan(
     url: str | Path | None = None,
     observers: Sequence[ObserverPlan] = (),
     prices: Prices | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Estimate:
     """Return what `ingest` would come to, after the checks it would make; nothing is written.
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ingest.models.planted.contract import PLANTED
+from ingest.models.planted.contract import PLANTED, symbols_and_begin
 from ingest.models.planted.training import losses_of, trained, untrained
 from ingest.sources.backcopy import BackcopyProcess
 from store.schema import subseed
@@ -43,7 +43,7 @@ class BackcopyModel:
 
     def words(self) -> list[str]:
         """Return ``t0`` to ``t31`` and ``<bos>``."""
-        return [*(f"t{at}" for at in range(SYMBOLS)), "<bos>"]
+        return symbols_and_begin(SYMBOLS)
 
     def draw(self, step: int, count: int) -> Tensor:
         """Return the texts of a step, ``int64[B, 64]``."""

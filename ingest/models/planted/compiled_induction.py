@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ingest.models.planted.contract import PLANTED
+from ingest.models.planted.contract import PLANTED, symbols_and_begin
 from ingest.models.planted.training import untrained
 from store.schema import subseed
 
@@ -45,7 +45,7 @@ class CompiledInduction:
 
     def words(self) -> list[str]:
         """Return ``t0`` to ``t15`` and ``<bos>``."""
-        return [*(f"t{at}" for at in range(SYMBOLS)), "<bos>"]
+        return symbols_and_begin(SYMBOLS)
 
     def build(self) -> Any:
         """Return the model."""

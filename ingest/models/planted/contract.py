@@ -42,6 +42,11 @@ class PlantedModel(Protocol):
         """Return what is known of it, as JSON."""
 
 
+def symbols_and_begin(count: int) -> list[str]:
+    """Return ``t0`` to ``t<count - 1>`` and ``<bos>``: the words of most planted models."""
+    return [*(f"t{at}" for at in range(count)), "<bos>"]
+
+
 def is_planted(name: str) -> bool:
     """Return whether a model's name asks for a planted one."""
     return name.startswith(_PREFIX)

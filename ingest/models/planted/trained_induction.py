@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ingest.models.planted.contract import PLANTED
+from ingest.models.planted.contract import PLANTED, symbols_and_begin
 from ingest.models.planted.training import losses_of, trained, untrained
 from store.schema import subseed
 
@@ -38,7 +38,7 @@ class TrainedInduction:
 
     def words(self) -> list[str]:
         """Return ``t0`` to ``t31`` and ``<bos>``."""
-        return [*(f"t{at}" for at in range(SYMBOLS)), "<bos>"]
+        return symbols_and_begin(SYMBOLS)
 
     def draw(self, step: int, count: int) -> Tensor:
         """Return the sequences of a step, ``int64[B, 49]``, −1 behind their ends."""
