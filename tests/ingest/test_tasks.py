@@ -38,12 +38,16 @@ def pairs_of(source, tokens=320):
     return list(source.pairs(held, lambda _: np.empty(0, np.int32)))
 
 
+def more_of(model, **more):
+    """What another group of gradients over the same rows is asked for with."""
+    usual = {"sites": (SITE,), "dtype": "float32", "gradient": "exact", "group": "g"}
+    return HarvestConfig(model=str(model), **{**usual, **more})
+
+
 def make(url, source, model, *, metric="logit_diff", gradient="exact", **tokens):
     """Make a store of a task's rows, and a group of gradients."""
     rows = TokensConfig(source=source, **{"part_rows": 256, **tokens})
-    harvest = HarvestConfig(
-        model=str(model), sites=(SITE,), dtype="float32", batch=3, gradient=gradient, metric=metric
-    )
+    harvest = more_of(model, batch=3, gradient=gradient, metric=metric, group="acts")
     ingest(url, rows, harvest, runtime=InProcess())
     return store.open(url)
 
@@ -279,14 +283,7 @@ def test_answers_are_asked_for_only_where_there_are_any(tmp_path, model):
         make(tmp_path / "s", plain, model)
     assert not (tmp_path / "s").exists()
     made = make(tmp_path / "t", plain, model, metric="nll")
-    wanted = HarvestConfig(
-        model=str(model),
-        sites=(SITE,),
-        dtype="float32",
-        gradient="exact",
-        metric="logit_diff",
-        group="g",
-    )
+    wanted = more_of(model, metric="logit_diff")
     with pytest.raises(IngestError, match="these rows have none"):
         ingest_into(made.url, wanted, runtime=InProcess())
     with pytest.raises(IngestError, match="compares with another run"):
@@ -352,14 +349,7 @@ def test_answers_are_completed_after_a_removal(tmp_path, model, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "s", induction(), model)
     monkeypatch.undo()
-    wanted = HarvestConfig(
-        model=str(model),
-        sites=(SITE,),
-        dtype="float32",
-        gradient="exact",
-        metric="logit_diff",
-        group="g",
-    )
+    wanted = more_of(model, metric="logit_diff")
     with pytest.raises(IngestError, match="where its ingest was not finished, run that again"):
         ingest_into(tmp_path / "s", wanted, runtime=InProcess())
     add_tombstone(store.open(tmp_path / "s"), [2, 3], "asked to")
@@ -404,8 +394,6 @@ def test_a_group_that_happens_to_be_called_so_is_none(tmp_path, model):
     made = make(tmp_path / "s", plain, model, metric="nll")
     with made.writer(ANSWERS, columns={"y": "int32"}, recipe={}) as writer:
         writer.put(made.row_ids(), {"y": np.zeros(len(made.row_ids()), np.int32)})
-    wanted = HarvestConfig(
-        model=str(model), sites=(SITE,), dtype="float32", gradient="exact", group="g"
-    )
+    wanted = more_of(model)
     ingest_into(made.url, wanted, runtime=InProcess())
     assert np.array_equal(store.open(made.url).read(f"g:{SITE}"), made.read(f"acts:{SITE}"))
