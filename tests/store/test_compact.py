@@ -7,14 +7,13 @@ import pytest
 
 import store
 from store.assets import INDEX_ENDING
-from store.compact import _Counts, _regrouped, compact, cut, table_paths
+from store.compact import compact, table_paths
 from store.errors import CorruptError, NotFoundError, StoreError, UnavailableError
 from store.index_records import index_keys, index_record, load_index, named_assets
 from store.maintenance import GRACE_SECONDS, collect, drop, retire
 from store.sorting import CodeSorter
 from store.testing.faults import FaultyStorage, Killed, Plan, flip, harvest, overwrite, plant
 from store.testing.small import codes_of, small_store, tokens_store
-from store.values import Codes
 
 LENGTHS = (100, 150, 200, 56, 90, 120)
 LATER = 2 * GRACE_SECONDS
@@ -230,50 +229,6 @@ def test_codes_come_from_scratch_files_where_they_do_not_fit(made, tmp_path, mon
         steps = [(done, total) for name, done, total in said if name == table]
         assert steps == sorted(steps)
         assert steps[-1][0] == steps[-1][1] > 0
-
-
-class Item:
-    def __init__(self, rows, size):
-        self.rows, self.size = rows, size
-
-
-class Part:
-    def __init__(self, part, rows, size=1000):
-        self.part, self.objects = part, {"t": Item(rows, size)}
-
-
-def numbers(files):
-    return [[commit.part for commit in file] for file in files]
-
-
-def test_files_are_cut_by_part_numbers_rows_and_bytes(monkeypatch):
-    monkeypatch.setattr("store.compact.FILE_PARTS", 4)
-    monkeypatch.setattr("store.compact.FILE_ROWS", 100)
-    monkeypatch.setattr("store.compact.FILE_BYTES", 10_000)
-    assert numbers(cut([Part(p, 10) for p in range(9)], "t")) == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert numbers(cut([Part(p, 40) for p in range(4)], "t")) == [[0, 1], [2, 3]]
-    assert numbers(cut([Part(p, 1, 4000) for p in range(4)], "t")) == [[0, 1], [2, 3]]
-    assert numbers(cut([Part(p, 51) for p in range(4)], "t")) == []
-    assert numbers(cut([Part(0, 1), Part(1, 99), Part(2, 1)], "t")) == [[0, 2]]
-    assert numbers(cut([Part(0, 1), Part(5, 1), Part(9, 1)], "t")) == []
-    assert numbers(cut([Part(p, 0) for p in (1, 3, 5, 6)], "t")) == [[1, 3], [5, 6]]
-
-
-def codes(latents):
-    latent = np.array(latents, np.uint32)
-    return Codes(row=np.arange(len(latent)), latent=latent, value=np.ones(len(latent), np.float32))
-
-
-def test_blocks_are_regrouped_and_latents_counted_across_them():
-    blocks = [codes([1, 1]), codes([]), codes([1, 2, 2, 2, 2, 5]), codes([5])]
-    found = list(_regrouped(iter(blocks), 4))
-    assert [piece.latent.tolist() for piece in found] == [[1, 1, 1, 2], [2, 2, 2, 5], [5]]
-    counts = _Counts()
-    for piece in found:
-        counts.add(piece.latent)
-    columns = counts.columns()
-    assert (columns["latent"].tolist(), columns["codes"].tolist()) == ([1, 2, 5], [3, 4, 2])
-    assert _Counts().columns()["codes"].tolist() == []
 
 
 def test_every_kind_of_group_is_asked_for_its_tables(memory_url):
