@@ -7,6 +7,9 @@ from typing import Any
 
 from ingest.errors import IngestError
 
+BOS = ("auto", "sequence", "document", "none")
+PACKINGS = ("none", "fill")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokensConfig:
@@ -20,6 +23,10 @@ class TokensConfig:
     """Tokens of a sequence, special tokens included; None is min(256, the model's positions)."""
     special_tokens: bool = True
     """Whether sequences get the tokenizer's own special tokens (rows flagged as such)."""
+    bos: str = "auto"
+    """Where special tokens stand: ``auto``, ``sequence``, ``document`` or ``none`` (`ingest.framing.Framing.of`)."""
+    packing: str = "none"
+    """``none``: a sequence is of one document; ``fill``: documents of a split follow one another, cut every context."""
     split_seed: int = 0
     text: bool = True
     """Whether documents keep their text in the store."""
@@ -33,6 +40,19 @@ class TokensConfig:
                     f"--{name.replace('_', '-')} is {value}; it must be positive. Nothing was written.",
                     kind="bad-number",
                 )
+        for name, known in (("bos", BOS), ("packing", PACKINGS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise IngestError(
+                    f"--{name} is {value!r}; known: {', '.join(known)}. Nothing was written.",
+                    kind="unknown-setting",
+                )
+        if self.bos != "auto" and not self.special_tokens:
+            raise IngestError(
+                f"--bos {self.bos} says where special tokens stand, and --no-special-tokens that there are none. Nothing was "
+                "written. Leave one of them out.",
+                kind="setting-unused",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

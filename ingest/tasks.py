@@ -15,9 +15,9 @@ import numpy as np
 
 from ingest.chats import GROUP as CHAT_ROLES
 from ingest.errors import IngestError, SourceError
+from ingest.framing import check_unframed, special_ids
 from ingest.plan import split_of
 from ingest.readers import vocabulary
-from ingest.tokens import special_ids
 from store import Document, Store, TokenSequence, TokensWriter
 from store.tables import column
 from store.tokens import FLAG_FIRST_OF_DOCUMENT, FLAG_SPECIAL
@@ -126,6 +126,7 @@ class Pairing:
         IngestError
             ``setting-unused``: prompts of a task are taken as they are, whatever is said of special tokens.
         """
+        check_unframed(self.config, "whose prompts are taken as they are")
         if not self.config.special_tokens:
             raise IngestError(
                 f"--no-special-tokens was said of the source {self.config.source.kind!r}, whose prompts are taken as they "
@@ -144,9 +145,11 @@ class Pairing:
         if writer.sealed:
             return
         with writer:
+            rows = writer.rows
             for sequences, position in self.sequences(writer.position):
                 writer.put(sequences, position=position)
-                progress("tokens", writer.rows, self.config.rows)
+                rows += sum(map(len, sequences))
+                progress("tokens", rows, self.config.rows)
             writer.seal()
 
 

@@ -13,13 +13,14 @@ from ingest.chats import fits
 from ingest.config import TokensConfig
 from ingest.contract import ChatSource, PairSource, TextSource, TokenSource, VectorSource
 from ingest.errors import IngestError, ModelError, SourceError
+from ingest.framing import Framing, Specials, check_unframed, special_ids
 from ingest.models import LoadedModel
+from ingest.packing import Framed, Packer, sequence_of
 from ingest.plan import SHARES, Slice, slices, split_of
-from ingest.readers import Encoded, reader
+from ingest.readers import reader
 from store import Document, Store, TokenSequence, TokensWriter
 from store.records import canonical, sha256
 from store.registry import to_json
-from store.tokens import FLAG_FIRST_OF_DOCUMENT, FLAG_SPECIAL
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[str, int, int | None], None]
@@ -36,7 +37,6 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _LISTED_INPUTS = 16
-_FEW_WORDS = 256  # fewer than the bytes a tokenizer of any text needs
 CHAT_CONTEXT = 2048
 """Tokens of a dialogue at most, where nothing is said."""
 VECTOR_CONTEXT = 256
@@ -64,54 +64,6 @@ def check_same_tokenizer(store: Store, loaded: LoadedModel) -> None:
             "tokenizer, or make a store of its own (--out).",
             kind="tokenizer-mismatch",
         )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Specials:
-    """Tokens a tokenizer puts before and behind every sequence."""
-
-    prefix: tuple[int, ...]
-    suffix: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tokenizer: Any) -> Specials:
-        """Find them by encoding a word with and without.
-
-        Raises
-        ------
-        ModelError
-            ``tokenizer-unusual``: the word's tokens do not stand unchanged between them.
-        """
-        word = _a_word(tokenizer)
-        plain = tokenizer(word, add_special_tokens=False)["input_ids"]
-        framed = tokenizer(word)["input_ids"]
-        for at in range(len(framed) - len(plain) + 1) if plain else ():
-            if framed[at : at + len(plain)] == plain:
-                return cls(prefix=tuple(framed[:at]), suffix=tuple(framed[at + len(plain) :]))
-        raise ModelError(
-            "the tokenizer changes a text's own tokens when it adds special ones; its rows could not be "
-            "aligned. Nothing was written. Try --no-special-tokens.",
-            kind="tokenizer-unusual",
-        )
-
-    def __len__(self) -> int:
-        return len(self.prefix) + len(self.suffix)
-
-
-def _a_word(tokenizer: Any) -> str:
-    """Return a text that every tokenizer says, or one that this one does where it knows a few words only."""
-    if getattr(tokenizer, "unk_token", "") is None and len(tokenizer) < _FEW_WORDS:
-        special = set(tokenizer.all_special_tokens)
-        return next((one for one in tokenizer.get_vocab() if one not in special), "a")
-    return "a"
-
-
-def special_ids(tokenizer: Any) -> Array:
-    """Return the ids that are special wherever they stand, ``int64[N]``: all but that of unknown words."""
-    names = ("bos_token_id", "eos_token_id", "sep_token_id", "pad_token_id", "cls_token_id")
-    named = {getattr(tokenizer, name, None) for name in (*names, "mask_token_id")} - {None}
-    unknown = {getattr(tokenizer, "unk_token_id", None)} - named
-    return np.array(sorted(set(tokenizer.all_special_ids) - unknown), np.int64)
 
 
 def resolve_context(config: TokensConfig, loaded: LoadedModel) -> int:
@@ -167,7 +119,8 @@ def tokens_recipe(
         "tokenizer": asset,
         "context": context,
         "special_tokens": config.special_tokens,
-        "packing": None,
+        "packing": None if config.packing == "none" else config.packing,
+        **({} if config.bos == "auto" else {"bos": config.bos}),
         "split": {"seed": config.split_seed, "shares": list(SHARES)},
         "rows": config.rows,
         "text": config.text,
@@ -191,47 +144,65 @@ class Tokenizing:
     def __post_init__(self) -> None:
         self._reader = reader(self.source, self.tokenizer)
         self._special_ids = special_ids(self.tokenizer)
-        none = Specials(prefix=(), suffix=())
-        framed = self._reader.framed and self.config.special_tokens
-        self._special = Specials.of(self.tokenizer) if framed else none
-        self._content = self.context - len(self._special)
+        if not self._reader.framed:
+            check_unframed(self.config, "whose documents are taken as they are")
+        self._framing = (
+            Framing.of(self.tokenizer, self.config) if self._reader.framed else Framing()
+        )
+        self._content = self.context - len(self._framing.sequence)
         if self._content <= 0:
             raise IngestError(
-                f"a context of {self.context} tokens leaves no room beside {len(self._special)} special "
+                f"a context of {self.context} tokens leaves no room beside {len(self._framing.sequence)} special "
                 "tokens. Nothing was written. Use a longer --context.",
                 kind="context-too-short",
             )
 
-    def sequences(self, position: Any) -> Iterator[tuple[TokenSequence, list[int]]]:
+    def sequences(self, position: Any) -> Iterator[tuple[TokenSequence, Any]]:
         """Yield (sequence, position behind it) from ``position`` on; None is the start.
 
-        A position is [document, sequence in it, rows so far].
+        A position is ``[document, sequence in it, rows so far]``; of packed documents, what `Packer` says.
         """
+        if self.config.packing == "none":
+            return self._apart(position)
+        packer = Packer(context=self.context, around=self._framing.sequence, rows=self.config.rows)
+        return packer.sequences(self._reader.documents(), self._framed, position)
+
+    def _apart(self, position: Any) -> Iterator[tuple[TokenSequence, list[int]]]:
         first_document, first_sequence, rows = position or (0, 0, 0)
         for doc_id, document in enumerate(self._reader.documents()):
             if doc_id < first_document:
                 continue
             skip = first_sequence if doc_id == first_document else 0
-            for number, (held, encoded, piece) in enumerate(self._pieces(doc_id, document)):
+            for number, (framed, piece) in enumerate(self._pieces(doc_id, document)):
                 if number < skip:
                     continue
                 room = None if self.config.rows is None else self.config.rows - rows
                 if room is not None and room < self._least(piece):
                     return
-                sequence = self._sequence(held, encoded, piece, room)
+                high = piece.stop
+                if room is not None:
+                    high = min(high, piece.start + room - len(self._framing.sequence))
+                sequence = sequence_of([(framed, piece.start, high)], self._framing.sequence)
                 rows += len(sequence)
                 yield sequence, [doc_id, number + 1, rows]
 
     def _least(self, piece: Slice) -> int:
         """Return the fewest rows that make a sequence of a piece."""
-        return piece.stop - piece.start if self._reader.whole else len(self._special) + 1
+        if self._reader.whole:
+            return piece.stop - piece.start
+        return len(self._framing.sequence) + 1
 
-    def _pieces(self, doc_id: int, document: Any) -> Iterator[tuple[Document, Encoded, Slice]]:
-        tokens = self._reader.encode(document)
+    def _pieces(self, doc_id: int, document: Any) -> Iterator[tuple[Framed, Slice]]:
+        framed = self._framed(doc_id, document)
         if isinstance(self.source, ChatSource) and not fits(
-            self.source, document, len(tokens.ids), self._content
+            self.source, document, len(framed), self._content
         ):
             return
+        for piece in slices(len(framed), self._content):
+            yield framed, piece
+
+    def _framed(self, doc_id: int, document: Any) -> Framed:
+        tokens = self._reader.encode(document)
         held = Document(
             doc_id=doc_id,
             name=document.name,
@@ -239,39 +210,8 @@ class Tokenizing:
             split=split_of(tokens.sha256, self.config.split_seed),
             text=tokens.text if self.config.text else None,
         )
-        for piece in slices(len(tokens.ids), self._content):
-            yield held, tokens, piece
-
-    def _sequence(
-        self, held: Document, encoded: Encoded, piece: Slice, room: int | None
-    ) -> TokenSequence:
-        count = piece.stop - piece.start
-        if room is not None:
-            count = min(count, room - len(self._special))
-        mine = slice(piece.start, piece.start + count)
-        before, after = len(self._special.prefix), len(self._special.suffix)
-        total = before + count + after
-        ids = np.empty(total, np.int32)
-        ids[:before] = self._special.prefix
-        ids[before : before + count] = encoded.ids[mine]
-        ids[before + count :] = self._special.suffix
-        flags = np.zeros(total, np.uint16)
-        flags[:before] = FLAG_SPECIAL
-        flags[before + count :] = FLAG_SPECIAL
-        flags[np.isin(ids, self._special_ids)] = FLAG_SPECIAL
-        spans = np.full((total, 2), -1, np.int32)
-        spans[before : before + count] = encoded.spans[mine]
-        spans[(flags & FLAG_SPECIAL) != 0] = -1
-        if piece.start == 0:
-            flags[before] |= FLAG_FIRST_OF_DOCUMENT
-        return TokenSequence(
-            token_ids=ids,
-            spans=[(held, 0, total)],
-            char_start=spans[:, 0],
-            char_end=spans[:, 1],
-            flags=flags,
-            split=held.split,
-        )
+        around = self._framing.document if len(tokens.ids) else Specials()
+        return Framed.of(held, tokens.ids, tokens.spans, around, self._special_ids)
 
     def check(self) -> None:
         """Raise unless the source makes at least one sequence.
@@ -293,10 +233,12 @@ class Tokenizing:
         if writer.sealed:
             return
         with writer:
+            rows = writer.rows
             for sequence, position in self.sequences(writer.position):
                 writer.put([sequence], position=position)
-                progress("tokens", position[2], self.config.rows)
-            if not writer.rows:
+                rows += len(sequence)
+                progress("tokens", rows, self.config.rows)
+            if not rows:
                 self.check()
             writer.seal()
 

@@ -51,6 +51,10 @@ class Ingest(Placed):
     """Keep the documents' text in the store."""
     special_tokens: bool = True
     """Give sequences the tokenizer's special tokens."""
+    bos: str = "auto"
+    """Begin-of-text: auto (what the tokenizer does), or before every sequence, every document, or none."""
+    packing: str = "none"
+    """none: a sequence is of one document; fill: documents follow one another, cut every --context tokens."""
     text_field: str = "text"
     """Field of the text in JSON Lines and Parquet."""
     name_field: str | None = None

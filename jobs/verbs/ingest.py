@@ -20,7 +20,7 @@ DEFAULT_GROUP = "acts"
 DEFAULT_METRIC = "nll"
 _ABOUT_ROWS = (
     *("corpus", "source", "rows", "context", "part_rows", "text", "special_tokens", "text_field"),
-    *("name_field", "order_seed", "split_seed"),
+    *("name_field", "order_seed", "split_seed", "bos", "packing"),
 )
 """Settings of ingest that decide rows, which --into finds made."""
 

@@ -16,13 +16,10 @@ import store
 from ingest.config import TokensConfig
 from ingest.contract import SourceDocument
 from ingest.errors import ModelError, SourceError
+from ingest.framing import Specials, special_ids
 from ingest.models.toy import TEXT, build_tokenizer
 from ingest.plan import split_of
-from ingest.tokens import (
-    Specials,
-    Tokenizing,
-    special_ids,
-)
+from ingest.tokens import Tokenizing
 from store.tokens import FLAG_FIRST_OF_DOCUMENT, FLAG_FIRST_OF_SEQUENCE, FLAG_SPECIAL
 
 MIXED = (
