@@ -128,7 +128,8 @@ class Harvester:
             raise
         finally:
             self._stopping = False
-        return {"part": part, "rows": self._store.view.commit("tokens", part).rows, "skipped": 0}
+        rows = self._store.view.commit("tokens", part).rows
+        return {"part": part, "rows": rows, "skipped": 0, **self._pace.spent().to_json()}
 
     def stop(self) -> None:
         """End the part in hand after its batch; called from another thread."""

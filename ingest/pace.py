@@ -9,7 +9,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """What harvesting some parts took, all of it."""
+
+    work_seconds: float = 0.0
+    waited_seconds: float = 0.0
+    """Of these, in which the model stood still because the store was written."""
+    storing_cpu_seconds: float = 0.0
+    """CPU time of writing the store."""
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(**{name: getattr(self, name) + getattr(other, name) for name in NAMES})
+
+    def to_json(self) -> dict[str, float]:
+        """Return the seconds by name."""
+        return {name: getattr(self, name) for name in NAMES}
+
+
+NAMES = tuple(field.name for field in fields(Spent))
 
 
 class Pace:
@@ -27,10 +49,12 @@ class Pace:
         self,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        cpu: Callable[[], float] = time.thread_time,
     ) -> None:
-        self._clock, self._now = clock, now
+        self._clock, self._now, self._cpu = clock, now, cpu
         self._since: float | None = None
         self._work = self._store = 0.0
+        self._spent = Spent()
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -45,11 +69,13 @@ class Pace:
     @contextmanager
     def storing(self) -> Iterator[None]:
         """Count the time inside as waiting for the store."""
-        began = self._clock()
+        began, busy = self._clock(), self._cpu()
         try:
             yield
         finally:
-            self._store += self._clock() - began
+            waited = self._clock() - began
+            self._store += waited
+            self._spent += Spent(waited_seconds=waited, storing_cpu_seconds=self._cpu() - busy)
 
     def lap(self) -> dict[str, str]:
         """Return ``{finished, seconds, store_seconds}`` since the lap before, and begin another.
@@ -65,8 +91,15 @@ class Pace:
         self._work = self._store = 0.0
         return found
 
+    def spent(self) -> Spent:
+        """Return what was spent since this was asked before."""
+        self._add_work()
+        found, self._spent = self._spent, Spent()
+        return found
+
     def _add_work(self) -> None:
         if self._since is not None:
             now = self._clock()
             self._work += now - self._since
+            self._spent += Spent(work_seconds=now - self._since)
             self._since = now

@@ -20,6 +20,7 @@ from ingest.harvest import HarvestJob, MakeHarvester, VectorWorker, harvest_reci
 from ingest.models import LoadedModel, resolve_dtype
 from ingest.models.derived import Derived
 from ingest.models.facts import ModelFacts
+from ingest.pace import NAMES, Spent
 from ingest.tasks import Pairing, write_answers
 from ingest.tokens import (
     Progress,
@@ -32,6 +33,7 @@ from ingest.tokens import (
 from store import ActlakeError, Store, create
 from store import open as open_store
 from store.codecs import CODECS
+from store.commits import Commit
 from store.schema import Column
 
 
@@ -57,12 +59,17 @@ class Summary:
     """What the group's objects take."""
     planned_bytes: int | None = None
     """What `actlake plan` says they would; None where a codec's outcome depends on the values."""
+    spent: Spent = Spent()
+    """What harvesting the new rows took, summed over workers."""
+    new_bytes: int = 0
+    """What their objects take."""
     unobserved_parts: int = 0
     """Parts of which an observer has said nothing: they were harvested before it was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary for programs."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        found = {name: getattr(self, name) for name in self.__slots__}
+        return {**found, "spent": self.spent.to_json()}
 
 
 def ingest(
@@ -203,6 +210,7 @@ def _harvest(
     progress: Progress,
 ) -> Summary:
     make = MakeHarvester(job=job, observers=tuple(observers), loaded=loaded)
+    before = set(open_store(job.url).view.parts(job.group))
     done = _run(job.url, job.group, job.sites, make, runtime, progress, time.monotonic())
     store = open_store(job.url)
     parts = store.view.parts(job.group)
@@ -218,9 +226,14 @@ def _harvest(
     return replace(
         done,
         unobserved_parts=len(unobserved),
-        group_bytes=sum(item.size for one in commits for item in one.objects.values()),
+        group_bytes=_bytes(commits),
+        new_bytes=_bytes([one for one in commits if one.part not in before]),
         planned_bytes=sum(size for size, _ in sizes) if coded else None,
     )
+
+
+def _bytes(commits: Sequence[Commit]) -> int:
+    return sum(item.size for one in commits for item in one.objects.values())
 
 
 def _run(
@@ -238,11 +251,12 @@ def _run(
     rows = {part: store.view.commit("tokens", part).rows for part in parts}
     total = sum(rows.values())
     done = sum(rows[part] for part in held)
-    new = 0
+    new, spent = 0, Spent()
     results = runtime.map(make, [part for part in parts if part not in held])
     try:
         for part, record in results:
             new += int(record["rows"])
+            spent += Spent(**{name: record[name] for name in NAMES if name in record})
             done += rows[part]
             progress("harvest", done, total)
     except ActlakeError as error:
@@ -261,4 +275,5 @@ def _run(
         new_rows=new,
         left_parts=0 if store.seal(group) else len(parts) - len(store.refresh().view.parts(group)),
         seconds=time.monotonic() - began,
+        spent=spent,
     )

@@ -92,6 +92,10 @@ def _answer(summary: Summary) -> Answer:
         f"{summary.url}: group {summary.group!r} holds {', '.join(summary.sites)} of {summary.rows:,} "
         f"rows in {summary.parts} parts{size} ({summary.new_rows:,} new in {summary.seconds:.1f} s{rate}{left})"
     )
+    if summary.spent.work_seconds and summary.new_bytes:
+        share = summary.spent.waited_seconds / summary.spent.work_seconds
+        per_gb = summary.spent.storing_cpu_seconds / (summary.new_bytes / 1e9)
+        text += f"\nthe model waited for the store {share:.1%} of the time; writing took {per_gb:.1f} CPU-seconds a GB"
     if summary.unobserved_parts:
         text += (
             f"\n{summary.unobserved_parts} of these parts were harvested before --stats was asked for and hold none "

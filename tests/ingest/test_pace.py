@@ -10,7 +10,7 @@ from ingest.contract import StoppedError
 from ingest.errors import IngestError
 from ingest.harvest import Harvester, MakeHarvester
 from ingest.models import toy
-from ingest.pace import Pace
+from ingest.pace import Pace, Spent
 from ingest.run import ingest
 from ingest.sources import SOURCES
 from jobs.errors import JobError
@@ -47,6 +47,20 @@ def test_laps_add_up_and_idle_time_is_nobodys():
         "store_seconds": "1.000",
     }
     assert (second["seconds"], second["store_seconds"]) == ("7.000", "2.000")
+
+
+def test_what_was_spent_is_told_once_and_in_full():
+    clock, cpu = Clock(), Clock()
+    pace = Pace(clock=clock, cpu=cpu)
+    with pace.working():
+        clock.at += 3
+        with pace.storing():
+            clock.at, cpu.at = clock.at + 1, cpu.at + 0.25
+        pace.lap()
+        with pace.storing():  # the commit itself
+            clock.at, cpu.at = clock.at + 2, cpu.at + 0.5
+    assert pace.spent() == Spent(work_seconds=6.0, waited_seconds=3.0, storing_cpu_seconds=0.75)
+    assert pace.spent() == Spent()
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +109,19 @@ def test_every_commit_tells_its_pace(tmp_path, corpus, model):
     assert len(set(times)) > 1
     assert all(0 <= float(f["store_seconds"]) <= float(f["seconds"]) for f in told)
     assert sum(float(f["seconds"]) for f in told) > 0
+
+
+def test_an_ingest_tells_what_the_store_cost_it_and_a_second_run_that_it_cost_nothing(
+    tmp_path, corpus, model
+):
+    first = _ingest(tmp_path / "s", corpus, model, InProcess())
+    assert 0 < first.spent.waited_seconds < first.spent.work_seconds
+    assert first.spent.storing_cpu_seconds > 0
+    assert first.new_bytes == first.group_bytes > 0
+    again = _ingest(tmp_path / "s", corpus, model, InProcess())
+    assert again.spent == Spent()
+    assert again.new_bytes == 0
+    assert again.group_bytes == first.group_bytes
 
 
 def test_parts_that_failed_everywhere_are_recorded_with_their_documents(tmp_path, corpus, model):
