@@ -9,6 +9,7 @@ from ingest.errors import IngestError
 
 BOS = ("auto", "sequence", "document", "none")
 PACKINGS = ("none", "fill")
+DUPLICATES = ("keep", "drop")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +28,8 @@ class TokensConfig:
     """Where special tokens stand: ``auto``, ``sequence``, ``document`` or ``none`` (`ingest.framing.Framing.of`)."""
     packing: str = "none"
     """``none``: a sequence is of one document; ``fill``: documents of a split follow one another, cut every context."""
+    duplicates: str = "keep"
+    """What becomes of a document whose text an earlier one has: ``keep`` or ``drop``."""
     split_seed: int = 0
     text: bool = True
     """Whether documents keep their text in the store."""
@@ -40,7 +43,11 @@ class TokensConfig:
                     f"--{name.replace('_', '-')} is {value}; it must be positive. Nothing was written.",
                     kind="bad-number",
                 )
-        for name, known in (("bos", BOS), ("packing", PACKINGS)):
+        for name, known in (
+            ("bos", BOS),
+            ("packing", PACKINGS),
+            ("duplicates", DUPLICATES),
+        ):
             value = getattr(self, name)
             if value not in known:
                 raise IngestError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -123,10 +123,11 @@ def begin_of(tokenizer: Any) -> int:
     )
 
 
-def check_unframed(config: TokensConfig, what: str) -> None:
-    """Raise ``setting-unused`` where documents that are taken as they are were to be packed or given a beginning."""
-    for flag, value, usual in (("packing", config.packing, "none"), ("bos", config.bos, "auto")):
-        if value != usual:
+def check_unframed(config: TokensConfig, what: str, *names: str) -> None:
+    """Raise ``setting-unused`` where some settings were given to a source whose documents they do not touch."""
+    for flag in ("packing", "bos", *names):
+        value = getattr(config, flag)
+        if value != next(one.default for one in fields(config) if one.name == flag):
             raise IngestError(
                 f"--{flag} {value} was said of the source {config.source.kind!r}, {what}. Nothing was written. Leave it out.",
                 kind="setting-unused",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ingest.asked import asked, asked_into, specs
 from ingest.chats import write_roles
 from ingest.config import HarvestConfig, TokensConfig
 from ingest.contract import ChatSource, Harvest, Observer, ObserverPlan, Runtime, elsewhere
+from ingest.duplicates import Repeats, repeats, seen_in
 from ingest.estimate import column_bytes
 from ingest.failures import PARTS_FAILED, parts_failed
 from ingest.gradients import Gradient, stored_dtype
@@ -24,6 +25,7 @@ from ingest.pace import NAMES, Spent
 from ingest.tasks import Pairing, write_answers
 from ingest.tokens import (
     Progress,
+    Tokenizing,
     tokenizer_files,
     tokens_recipe,
     vector_recipe,
@@ -59,17 +61,20 @@ class Summary:
     """What the group's objects take."""
     planned_bytes: int | None = None
     """What `actlake plan` says they would; None where a codec's outcome depends on the values."""
-    spent: Spent = Spent()
+    spent: Spent = field(default_factory=Spent)
     """What harvesting the new rows took, summed over workers."""
     new_bytes: int = 0
     """What their objects take."""
+    repeats: Repeats | None = None
+    """How many documents have the text of an earlier one; None where this run made no rows."""
     unobserved_parts: int = 0
     """Parts of which an observer has said nothing: they were harvested before it was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary for programs."""
         found = {name: getattr(self, name) for name in self.__slots__}
-        return {**found, "spent": self.spent.to_json()}
+        repeats = None if self.repeats is None else self.repeats.to_json()
+        return {**found, "spent": self.spent.to_json(), "repeats": repeats}
 
 
 def ingest(
@@ -99,12 +104,16 @@ def ingest(
     writer = store.writer("tokens", recipe=recipe, provenance=_truth(store, tokens.source))
     job = _job(store.refresh(), harvest, loaded, sites)
     watching = _observers(job, loaded, observers)
+    new = not writer.sealed and isinstance(rows, Tokenizing)
+    if tokens.duplicates == "drop" and isinstance(rows, Tokenizing):
+        rows.seen = seen_in(store.refresh())
     rows.write(writer, progress)
     if isinstance(rows, Pairing):
         write_answers(store.refresh(), rows)
     elif isinstance(tokens.source, ChatSource):
         write_roles(store.refresh(), tokens.source, loaded.tokenizer)
-    return _harvest(job, loaded, runtime, watching, progress)
+    found = repeats(store.refresh()) if new else None
+    return replace(_harvest(job, loaded, runtime, watching, progress), repeats=found)
 
 
 def ingest_into(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from ingest.chats import fits
 from ingest.config import TokensConfig
 from ingest.contract import ChatSource, PairSource, TextSource, TokenSource, VectorSource
+from ingest.duplicates import Seen
 from ingest.errors import IngestError, ModelError, SourceError
 from ingest.framing import Framing, Specials, check_unframed, special_ids
 from ingest.models import LoadedModel
@@ -121,6 +122,7 @@ def tokens_recipe(
         "special_tokens": config.special_tokens,
         "packing": None if config.packing == "none" else config.packing,
         **({} if config.bos == "auto" else {"bos": config.bos}),
+        **({} if config.duplicates == "keep" else {"duplicates": config.duplicates}),
         "split": {"seed": config.split_seed, "shares": list(SHARES)},
         "rows": config.rows,
         "text": config.text,
@@ -140,6 +142,8 @@ class Tokenizing:
     source: TextSource | TokenSource | ChatSource
     tokenizer: Any
     context: int
+    seen: Seen = field(default_factory=Seen)
+    """The first document of every text there was before."""
 
     def __post_init__(self) -> None:
         self._reader = reader(self.source, self.tokenizer)
@@ -210,8 +214,16 @@ class Tokenizing:
             split=split_of(tokens.sha256, self.config.split_seed),
             text=tokens.text if self.config.text else None,
         )
-        around = self._framing.document if len(tokens.ids) else Specials()
-        return Framed.of(held, tokens.ids, tokens.spans, around, self._special_ids)
+        ids, spans = tokens.ids, tokens.spans
+        if self._repeated(held):
+            ids, spans = ids[:0], spans[:0]
+        around = self._framing.document if len(ids) else Specials()
+        return Framed.of(held, ids, spans, around, self._special_ids)
+
+    def _repeated(self, held: Document) -> bool:
+        """Return whether a document is left out because an earlier one has its text."""
+        drop = self.config.duplicates == "drop"
+        return drop and self.seen.first(held.sha256, held.doc_id) != held.doc_id
 
     def check(self) -> None:
         """Raise unless the source makes at least one sequence.

@@ -55,6 +55,8 @@ class Ingest(Placed):
     """Begin-of-text: auto (what the tokenizer does), or before every sequence, every document, or none."""
     packing: str = "none"
     """none: a sequence is of one document; fill: documents follow one another, cut every --context tokens."""
+    duplicates: str = "keep"
+    """keep or drop documents whose text an earlier one has; how many there are is told either way."""
     text_field: str = "text"
     """Field of the text in JSON Lines and Parquet."""
     name_field: str | None = None

@@ -20,7 +20,7 @@ DEFAULT_GROUP = "acts"
 DEFAULT_METRIC = "nll"
 _ABOUT_ROWS = (
     *("corpus", "source", "rows", "context", "part_rows", "text", "special_tokens", "text_field"),
-    *("name_field", "order_seed", "split_seed", "bos", "packing"),
+    *("name_field", "order_seed", "split_seed", "bos", "packing", "duplicates"),
 )
 """Settings of ingest that decide rows, which --into finds made."""
 
@@ -92,6 +92,12 @@ def _answer(summary: Summary) -> Answer:
         f"{summary.url}: group {summary.group!r} holds {', '.join(summary.sites)} of {summary.rows:,} "
         f"rows in {summary.parts} parts{size} ({summary.new_rows:,} new in {summary.seconds:.1f} s{rate}{left})"
     )
+    if summary.repeats is not None and summary.repeats.repeated:
+        found = summary.repeats
+        text += (
+            f"\n{found.repeated:,} of {found.documents:,} documents have the text of an earlier one ({found.repeated_rows:,} "
+            "rows): --duplicates drop leaves them out"
+        )
     if summary.spent.work_seconds and summary.new_bytes:
         share = summary.spent.waited_seconds / summary.spent.work_seconds
         per_gb = summary.spent.storing_cpu_seconds / (summary.new_bytes / 1e9)
