@@ -14,12 +14,14 @@ from ingest.models import LoadedModel, check_device, load, resolve_dtype, resolv
 from ingest.models.backward import check_gradients, check_head
 from ingest.models.derived import PREDICTED, Derived, is_derived
 from ingest.models.facts import ModelFacts
+from ingest.models.lanes import check_lanes
 from ingest.tasks import ROLES, Pairing, check_group, has_answers
 from ingest.tokens import Tokenizing, check_same_tokenizer, check_vocabulary, resolve_context
 from store import Store
 from store import open as open_store
 from store.layout import CHUNK_ROWS
 from store.schema import Column
+from store.tables import column
 from store.values import check_columns
 from store.windows import free_memory_bytes
 
@@ -57,6 +59,7 @@ def asked(
     check_answers(harvest, there=isinstance(rows, Pairing))
     _check_memory(harvest, context, loaded, sites)
     _check_columns(harvest, loaded, sites)
+    _check_lanes(harvest, loaded, sites)
     rows.check()
     together = context * (len(ROLES) if isinstance(rows, Pairing) else 1)
     part_rows = max(tokens.part_rows, -(-together // CHUNK_ROWS) * CHUNK_ROWS)
@@ -77,7 +80,7 @@ def asked_into(
     loaded = _load(harvest, elsewhere=elsewhere)
     check_same_tokenizer(store, loaded)
     sites = _sites(harvest, loaded)
-    context = int(store.groups["tokens"].recipe.get("context", 0))
+    context = int(store.groups["tokens"].recipe.get("context", 0)) or _longest(store)
     limit = loaded.adapter.max_positions
     if limit is not None and context > limit:
         raise IngestError(
@@ -87,9 +90,19 @@ def asked_into(
         )
     _check_memory(harvest, context, loaded, sites)
     _check_columns(harvest, loaded, sites)
+    _check_lanes(harvest, loaded, sites)
     _check_observable(loaded, sites, observers, harvest)
     check_answers(harvest, there=has_answers(store))
     return store, loaded, sites, context
+
+
+def _longest(store: Store) -> int:
+    """Return the rows of the longest sequence there is."""
+    lengths = [
+        int(column(store.view.table(commit, "sequences.parquet"), "rows").max())
+        for commit in store.view.commits("tokens", store.view.parts("tokens"))
+    ]
+    return max(lengths, default=1)
 
 
 def check_memory(batch: int, context: int, loaded: LoadedModel, *, logits: int = 0) -> None:
@@ -126,6 +139,25 @@ def _sites(harvest: HarvestConfig, loaded: LoadedModel) -> list[str]:
     if set(columns) & set(PREDICTED):
         check_head(loaded.model)
     return [*resolve_sites(plain, loaded.adapter), *columns]
+
+
+def _check_lanes(harvest: HarvestConfig, loaded: LoadedModel, sites: Sequence[str]) -> None:
+    """Raise where sequences that share a lane could not be told apart by what is asked for."""
+    if not harvest.lanes:
+        return
+    check_lanes(loaded.adapter, loaded.attn_implementation)
+    attended = Derived(loaded.adapter).attended(sites)
+    if harvest.gradient is None and not attended:
+        return
+    found = (
+        f"gradients by rule {harvest.gradient!r}, which are of one example a lane"
+        if harvest.gradient is not None
+        else f"{attended[0]}, which is computed over a whole lane"
+    )
+    raise IngestError(
+        f"--lanes was said together with {found}. Nothing was written. Leave --lanes out, or write them in a group of their own.",
+        kind="lanes-unsupported",
+    )
 
 
 def _rows(tokens: TokensConfig, loaded: LoadedModel, context: int) -> Pairing | Tokenizing:

@@ -69,7 +69,9 @@ class HarvestConfig:
     model: str
     sites: tuple[str, ...] = ("@50%",)
     batch: int = 32
-    """Sequences of a batch."""
+    """Sequences of a batch, or lanes."""
+    lanes: bool = False
+    """Whether a lane of a batch, a context long, holds as many sequences as fit, none seeing another."""
     dtype: str = "auto"
     store_dtype: str | None = None
     codec: str = "raw"

@@ -19,7 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ingest.models import LoadedModel
-from ingest.plan import batches
+from ingest.plan import Batching
 from store import TokenSequence, create
 from store.codecs import CODECS
 from store.layout import CHUNK_ROWS, ShardLayout
@@ -145,7 +145,11 @@ Run = Callable[[torch.Tensor, torch.Tensor], object]
 
 
 def forward(
-    loaded: LoadedModel, run: Run, lengths: Sequence[Sequence[int]], batch: int, device: str = "cpu"
+    loaded: LoadedModel,
+    run: Run,
+    lengths: Sequence[Sequence[int]],
+    batching: Batching,
+    device: str = "cpu",
 ) -> Forward:
     """Return what running the model over all batches comes to.
 
@@ -153,14 +157,16 @@ def forward(
     square. Seconds are taken of batches of the shortest, the longest and a usual length, after one that warms up.
     """
     limit = loaded.adapter.max_positions
-    shapes = [one for part in lengths for one in batches(part, batch, limit)]
+    shapes = [one for part in lengths for one in batching.batches(part, limit)]
     if not shapes:
         return Forward(padded_tokens=0, flops=0.0, seconds=0.0)
     size = np.array([one.size for one in shapes])
     length = np.array([one.length for one in shapes])
     tokens = size * length
     sampled = sorted({int(length.min()), int(np.median(length)), int(length.max())})
-    per_token = [_seconds(run, batch, one, device) / (batch * one) for one in sampled]
+    per_token = [
+        _seconds(run, batching.size, one, device) / (batching.size * one) for one in sampled
+    ]
     ends = [sampled[0], sampled[-1]]
     rates = [_operations(loaded, run, one, device) / one for one in ends]
     return Forward(

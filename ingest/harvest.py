@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ingest.attended import ENOUGH_TOKENS, attention_blocks, check_attention
+from ingest.attended import (
+    ENOUGH_TOKENS,
+    SAMPLE_SEQUENCES,
+    attention_blocks,
+    check_attention,
+)
 from ingest.contract import Array, Observer, SequenceBlock, StoppedError, VectorSource
 from ingest.errors import ModelError
 from ingest.gradients import Gradient
@@ -19,7 +24,7 @@ from ingest.models.derived import Derived
 from ingest.models.facts import ModelFacts
 from ingest.models.planted import TRUTH_FILE
 from ingest.pace import Pace
-from ingest.plan import PAD_MULTIPLE, Batch, batches, padded
+from ingest.plan import Batch, Batching, Padded, batches, padded
 from ingest.tasks import answers_of, partners_of
 from store import Codes, Store, Writer
 from store import open as open_store
@@ -53,7 +58,7 @@ def harvest_recipe(
     tokens: str,
     sites: Sequence[str],
     dtypes: Mapping[str, str],
-    batch: int,
+    batching: Batching,
     gradient: Gradient | None = None,
 ) -> dict[str, Any]:
     """Return everything a harvested group is a function of."""
@@ -65,7 +70,7 @@ def harvest_recipe(
         "sites": list(sites),
         "dtypes": dict(dtypes),
         "compute_dtype": loaded.compute_dtype,
-        "batch": {"sequences": batch, "pad_multiple": PAD_MULTIPLE},
+        "batch": batching.to_json(),
         "gradient": None if gradient is None else gradient.rule.to_json(),
         "metric": None if gradient is None else to_json(gradient.metric),
         "mask": None,
@@ -167,20 +172,21 @@ class Harvester:
         columns = {name: column(tokens, name) for name in tokens.column_names}
         lengths = column(sequences, "rows").astype(np.int64)
         bounds = np.concatenate([[0], np.cumsum(lengths)])
-        size = int(self._job.recipe["batch"]["sequences"])
         between = self._gradient is not None and self._gradient.rule.point != "here"
         partners = partners_of(sequences) if between else None
         asking = self._gradient is not None and self._gradient.metric.needs_answers
         answers = answers_of(self._store, part) if asking else None
         sites = dict.fromkeys([*self._job.sites, *(s for o in watching for s in o.sites)])
-        for batch in batches(lengths.tolist(), size, self._loaded.adapter.max_positions):
-            ids_BT, mask_BT = padded(columns["token_id"], bounds, lengths, batch, self._pad)
+        batching = Batching.of_recipe(self._job.recipe)
+        for batch in batching.batches(lengths.tolist(), self._loaded.adapter.max_positions):
+            given = padded(columns["token_id"], bounds, lengths, batch, self._pad)
             asked = None if answers is None else _asked(answers, bounds, batch, self._job.device)
             other_BT = None
             if partners is not None:
                 starts = bounds[partners]
-                other_BT, _ = padded(columns["token_id"], starts, lengths, batch, self._pad)
-            values = self._captured(ids_BT, mask_BT, batch, list(sites), asked, other_BT)
+                other_BT = padded(columns["token_id"], starts, lengths, batch, self._pad).ids
+            self._check_attention(columns, bounds, batch, list(sites))
+            values = self._captured(given, batch.count, list(sites), asked, other_BT)
             block = SequenceBlock.cut(
                 part, columns, bounds, first=batch.first, count=batch.count, sites=values
             )
@@ -188,26 +194,25 @@ class Harvester:
 
     def _captured(
         self,
-        ids_BT: Array,
-        mask_BT: Array,
-        batch: Batch,
+        given: Padded,
+        count: int,
         sites: Sequence[str],
         answers: Mapping[str, torch.Tensor] | None,
         other_BT: Array | None,
     ) -> dict[str, torch.Tensor]:
         """Return ``{site: [R, *shape]}`` of the real rows, on the CPU, in the stored dtype."""
-        ids, mask = torch.from_numpy(ids_BT), torch.from_numpy(mask_BT)
         device = torch.device(self._job.device)
-        there = ids.to(device), mask.to(device)
+        ids_BT = torch.from_numpy(given.ids).to(device)
+        mask_BT = torch.from_numpy(given.mask).to(device)
         adapter = self._loaded.adapter
         if self._gradient is None:
-            self._check_attention(*there, sites, batch.count)
-            captured = self._derived.capture(*there, sites)
+            positions = given.positions
+            positions_BT = None if positions is None else torch.from_numpy(positions).to(device)
+            captured = self._derived.capture(ids_BT, mask_BT, sites, positions_BT=positions_BT)
         else:
             partner = None if other_BT is None else torch.from_numpy(other_BT).to(device)
-            captured = self._gradient.at(adapter, *there, sites, batch.count, answers, partner)
-        mask[batch.count :] = 0
-        real = mask.bool().to(device)
+            captured = self._gradient.at(adapter, ids_BT, mask_BT, sites, count, answers, partner)
+        real = torch.from_numpy(given.real).to(device)
         kept = {site: self._known[site].dtype or self._job.dtype for site in sites}
         dtypes = {site: getattr(torch, dtype) for site, dtype in kept.items()}
         return {
@@ -216,16 +221,22 @@ class Harvester:
         }
 
     def _check_attention(
-        self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, sites: Sequence[str], count: int
+        self, columns: Mapping[str, Array], bounds: Array, batch: Batch, sites: Sequence[str]
     ) -> None:
         """Raise where the model does not attend as its family says; asked once, of the first sequences there are."""
         sites = [*sites, *self._derived.needs(sites)]
-        if self._attends or not attention_blocks(sites):
+        if self._gradient is not None or self._attends or not attention_blocks(sites):
             return
-        error = check_attention(self._loaded.adapter, ids_BT[:count], mask_BT[:count], sites)
+        mine = np.diff(bounds)[batch.first : batch.first + batch.count]
+        longest = batch.first + np.argsort(-mine, kind="stable")[:SAMPLE_SEQUENCES]
+        lengths = np.diff(bounds)[longest]
+        (alone,) = batches(lengths.tolist(), len(longest), self._loaded.adapter.max_positions)
+        given = padded(columns["token_id"], bounds[longest], lengths, alone, self._pad)
+        ids_BT, mask_BT = torch.from_numpy(given.ids), torch.from_numpy(given.mask)
+        error = check_attention(self._loaded.adapter, ids_BT, mask_BT, sites)
         self._attention_error = max(self._attention_error, error)
         self._provenance["attention_error"] = f"{self._attention_error:.1e}"
-        self._attends = int(mask_BT[:count].sum(1).max()) >= ENOUGH_TOKENS
+        self._attends = int(lengths.max()) >= ENOUGH_TOKENS
 
     def close(self) -> None:
         """Seal the group where its last part is committed, and what the observers write."""

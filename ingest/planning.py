@@ -26,6 +26,7 @@ from ingest.estimate import (
 from ingest.gradients import Gradient
 from ingest.models import LoadedModel
 from ingest.models.derived import Derived
+from ingest.plan import Batching
 from ingest.run import silent
 from ingest.tasks import NAMES, Pairing
 from ingest.tokens import VECTOR_CONTEXT, Progress, Tokenizing, vector_rows
@@ -62,7 +63,8 @@ def plan(
         create(url, part_rows=wish.part_rows, part_stride=wish.stride_rows)  # opens it, or refuses
     groups = _counted(wish.rows, tokens.rows, progress)
     found = cut(groups, wish.part_rows, wish.stride_rows)
-    return _estimate(found, wish.loaded, wish.sites, harvest, wish.stride_rows, prices)
+    batching = Batching.of(harvest.batch, wish.context, lanes=harvest.lanes)
+    return _estimate(found, wish.loaded, wish.sites, harvest, batching, wish.stride_rows, prices)
 
 
 def plan_into(
@@ -73,7 +75,7 @@ def plan_into(
     prices: Prices | None = None,
 ) -> Estimate:
     """Return what `ingest_into` would come to; nothing is written."""
-    store, loaded, sites, _ = asked_into(url, harvest, observers, elsewhere=False)
+    store, loaded, sites, context = asked_into(url, harvest, observers, elsewhere=False)
     lengths = []
     for commit in store.view.commits("tokens", store.view.parts("tokens")):
         rows = column(store.view.table(commit, "sequences.parquet"), "rows")
@@ -86,7 +88,8 @@ def plan_into(
         lengths=tuple(lengths),
         tokens_bytes=0,
     )
-    return _estimate(found, loaded, sites, harvest, store.part_stride, prices)
+    batching = Batching.of(harvest.batch, context, lanes=harvest.lanes)
+    return _estimate(found, loaded, sites, harvest, batching, store.part_stride, prices)
 
 
 def _counted(
@@ -106,6 +109,7 @@ def _estimate(
     loaded: LoadedModel,
     sites: Sequence[str],
     harvest: HarvestConfig,
+    batching: Batching,
     stride_rows: int,
     prices: Prices | None,
 ) -> Estimate:
@@ -114,9 +118,7 @@ def _estimate(
         site: column_bytes(spec, harvest.codec, found.parts, stride_rows)
         for site, spec in declared.items()
     }
-    run = forward(
-        loaded, _run_of(loaded, sites, harvest), found.lengths, harvest.batch, harvest.device
-    )
+    run = forward(loaded, _run_of(loaded, sites, harvest), found.lengths, batching, harvest.device)
     return _told(found, sizes, run, prices)
 
 

@@ -22,6 +22,7 @@ from ingest.models import LoadedModel, resolve_dtype
 from ingest.models.derived import Derived
 from ingest.models.facts import ModelFacts
 from ingest.pace import NAMES, Spent
+from ingest.plan import Batching
 from ingest.tasks import Pairing, write_answers
 from ingest.tokens import (
     Progress,
@@ -102,7 +103,7 @@ def ingest(
     asset = store.put_asset(tokenizer_files(loaded.folder))
     recipe = tokens_recipe(tokens, inputs, context, asset)
     writer = store.writer("tokens", recipe=recipe, provenance=_truth(store, tokens.source))
-    job = _job(store.refresh(), harvest, loaded, sites)
+    job = _job(store.refresh(), harvest, loaded, sites, context)
     watching = _observers(job, loaded, observers)
     new = not writer.sealed and isinstance(rows, Tokenizing)
     if tokens.duplicates == "drop" and isinstance(rows, Tokenizing):
@@ -125,8 +126,10 @@ def ingest_into(
     progress: Progress = silent,
 ) -> Summary:
     """Add a group of columns to the rows of a store; the model must use the same tokenizer."""
-    store, loaded, sites, _ = asked_into(url, harvest, observers, elsewhere=elsewhere(runtime))
-    job = _job(store, harvest, loaded, sites)
+    store, loaded, sites, context = asked_into(
+        url, harvest, observers, elsewhere=elsewhere(runtime)
+    )
+    job = _job(store, harvest, loaded, sites, context)
     return _harvest(job, loaded, runtime, _observers(job, loaded, observers), progress)
 
 
@@ -177,7 +180,7 @@ def _observers(
 
 
 def _job(
-    store: Store, config: HarvestConfig, loaded: LoadedModel, sites: Sequence[str]
+    store: Store, config: HarvestConfig, loaded: LoadedModel, sites: Sequence[str], context: int
 ) -> HarvestJob:
     _, usual = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
     stored = stored_dtype(config, usual)
@@ -188,7 +191,7 @@ def _job(
         store.groups["tokens"].recipe_hash,
         sites,
         dtypes,
-        config.batch,
+        Batching.of(config.batch, context, lanes=config.lanes),
         Gradient.of_config(config),
     )
     job = HarvestJob(

@@ -227,8 +227,12 @@ class ModelAdapter(Protocol):
         sites: Sequence[str],
         *,
         logits: Callable[[Tensor], None] | None = None,
+        positions_BT: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return ``{site: [B, T, *shape]}``, the model's own tensors, in the order asked; show the logits where wanted."""
+        """Return ``{site: [B, T, *shape]}``, the model's own tensors, in the order asked; show the logits where wanted.
+
+        Where positions are given, a lane holds several sequences, none seeing another.
+        """
 
     def listen(self, site: str, fn: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
         """Call ``fn`` with the site's value in every forward; a tensor it returns replaces it."""

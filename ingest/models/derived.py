@@ -117,16 +117,27 @@ class Derived:
         """Return whether any of some names is made of logits."""
         return any(name in PREDICTED for name in names)
 
+    def attended(self, names: Sequence[str]) -> list[str]:
+        """Return the columns among some names that are made of attention, computed over whole sequences."""
+        kinds = tuple(f"stat.{one}.blocks." for one in _ATTENDED)
+        return [name for name in names if name.startswith(kinds) and name.endswith(".attn")]
+
     def gaps(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the columns among some names of which some rows have none."""
         return tuple(name for name in names if name in self._columns and self._columns[name].gaps)
 
     def capture(
-        self, input_ids_BT: Tensor, attention_mask_BT: Tensor, names: Sequence[str]
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        names: Sequence[str],
+        *,
+        positions_BT: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return derived columns and sites, ``{name: [B, T, *shape]}`` in the order asked, from one forward.
 
-        The forward runs to its end where logits are asked for, else as far as the deepest site. See `HookedModel.capture`.
+        The forward runs to its end where logits are asked for, else as far as the deepest site. See `HookedModel.capture`;
+        columns made of attention take one sequence a lane.
 
         Raises
         ------
@@ -140,9 +151,16 @@ class Derived:
         found: dict[str, Tensor] = {}
         show = None
         if predicted:
-            show = partial(_predict, found, predicted, input_ids_BT, attention_mask_BT)
+            goes_on_BT = attention_mask_BT.bool()
+            if positions_BT is not None:
+                goes_on_BT = goes_on_BT & (positions_BT > 0)
+            show = partial(_predict, found, predicted, input_ids_BT, goes_on_BT)
         captured = self._adapter.capture(
-            input_ids_BT, attention_mask_BT, [*plain, *needs], logits=show
+            input_ids_BT,
+            attention_mask_BT,
+            [*plain, *needs],
+            logits=show,
+            positions_BT=positions_BT,
         )
         with torch.inference_mode():
             for name, column in made.items():
@@ -264,15 +282,18 @@ def _predict(
     found: dict[str, Tensor],
     names: Sequence[str],
     ids_BT: Tensor,
-    mask_BT: Tensor,
+    goes_on_BT: Tensor,
     logits_BTV: Tensor,
 ) -> None:
-    """Put what is asked of the logits into ``found``, ``[B, T]`` each; one sequence's logits are widened at a time."""
+    """Put what is asked of the logits into ``found``, ``[B, T]`` each; one lane's logits are widened at a time.
+
+    ``goes_on_BT`` says of a token whether the one before it is of the same sequence, and may have predicted it.
+    """
     shape, device = logits_BTV.shape[:2], logits_BTV.device
-    ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
+    ids_BT, goes_on_BT = ids_BT.to(device), goes_on_BT.to(device)
     lse_BT = torch.stack([_wide(one).logsumexp(-1) for one in logits_BTV])
     after_BT = torch.zeros(shape, dtype=torch.bool, device=device)
-    after_BT[:, :-1] = mask_BT[:, 1:].bool()
+    after_BT[:, :-1] = goes_on_BT[:, 1:]
     label_BT = torch.full(shape, torch.nan, dtype=lse_BT.dtype, device=device)
     label_BT[:, :-1] = _wide(logits_BTV[:, :-1].gather(2, ids_BT[:, 1:, None]).squeeze(2))
     label_BT.masked_fill_(~after_BT, torch.nan)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ingest.errors import ModelError, SiteError
 from ingest.models.backward import check_gradients, check_head, gradients
 from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Rotary, SiteInfo, Tap
+from ingest.models.lanes import check_lanes, lane_arguments
 from ingest.models.listening import listened
 from ingest.models.rules import GradRule, Objective
 from ingest.models.sites import broken_site, no_attention, unknown_site
@@ -153,6 +154,7 @@ class HookedModel:
         sites: Sequence[str],
         *,
         logits: Callable[[Tensor], None] | None = None,
+        positions_BT: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Run the model as far as the deepest of ``sites`` and return their values.
 
@@ -166,6 +168,9 @@ class HookedModel:
             Canonical names (`resolve_sites` makes them).
         logits
             Where given, the forward runs to its end, and this is shown the logits ``[B, T, V]``.
+        positions_BT
+            Where given, a lane holds several sequences side by side, none seeing another: int64, 0 where one begins and
+            at padding (`ingest.models.lanes`).
 
         Returns
         -------
@@ -179,7 +184,8 @@ class HookedModel:
         SiteError
             ``unknown-site``; nothing was run.
         ModelError
-            ``bad-input``, ``too-long``, ``training-mode`` or, for logits, ``no-head``, before anything runs;
+            ``bad-input``, ``too-long``, ``training-mode``, for logits ``no-head``, for lanes ``lanes-unsupported``, before
+            anything runs;
             ``site-broken`` where the forward did not pass a site exactly once with the declared
             shape.
         """
@@ -187,8 +193,11 @@ class HookedModel:
         got: dict[str, Tensor] = {}
         if not wanted and logits is None:
             return got
-        self._check(input_ids_BT, attention_mask_BT)
+        self._check(input_ids_BT, attention_mask_BT, positions_BT)
         device = next(self.base.parameters()).device
+        seen = {"attention_mask": attention_mask_BT.to(device)}
+        if positions_BT is not None:
+            seen = self._lanes(positions_BT.to(device))
         if logits is not None:
             check_head(self.model)
         last = len(wanted) if logits is None else 0
@@ -198,11 +207,7 @@ class HookedModel:
                 keep = partial(self._keep, got, site, last, tuple(input_ids_BT.shape))
                 hooks.enter_context(self.listen(site, keep))
             with suppress(_LastSiteReached):
-                output = run(
-                    input_ids=input_ids_BT.to(device),
-                    attention_mask=attention_mask_BT.to(device),
-                    use_cache=False,
-                )
+                output = run(input_ids=input_ids_BT.to(device), **seen, use_cache=False)
                 if logits is not None:
                     logits(output.logits)
         if missed := [site for site in wanted if site not in got]:
@@ -269,7 +274,20 @@ class HookedModel:
         if len(got) == count:
             raise _LastSiteReached
 
-    def _check(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> None:
+    def _lanes(self, positions_BT: Tensor) -> dict[str, Any]:
+        config: Any = self.model.config
+        implementation = str(config._attn_implementation)
+        check_lanes(self, implementation)
+        return lane_arguments(
+            self, implementation, positions_BT, next(self.base.parameters()).dtype
+        )
+
+    def _check(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        positions_BT: Tensor | None = None,
+    ) -> None:
         if self.model.training:
             raise ModelError(
                 f"the {self.family} model is in training mode, where dropout changes every value. "
@@ -284,9 +302,10 @@ class HookedModel:
                 "Nothing was run.",
                 kind="bad-input",
             )
-        if self.max_positions is not None and shape[1] > self.max_positions:
+        longest = shape[1] if positions_BT is None else int(positions_BT.max()) + 1
+        if self.max_positions is not None and longest > self.max_positions:
             raise ModelError(
-                f"sequences of {shape[1]} tokens were given to a {self.family} model that holds "
+                f"sequences of {longest} tokens were given to a {self.family} model that holds "
                 f"{self.max_positions} positions. Nothing was run. Cut them to --context "
                 f"{self.max_positions} or less.",
                 kind="too-long",

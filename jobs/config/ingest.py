@@ -39,6 +39,8 @@ class Ingest(Placed):
     """Tokens of a sequence, special ones included; default: min(256, the model's positions)."""
     batch: int = 32
     """Sequences of a forward; part of the recipe."""
+    lanes: bool = False
+    """Lay short sequences side by side where one would leave padding; none sees another."""
     dtype: str = "auto"
     """Compute and store dtype: auto, float32, bfloat16, float16; gradients are stored in float32."""
     store_dtype: str | None = None

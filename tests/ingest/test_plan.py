@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.plan import PAD_MULTIPLE, SHARES, Batch, batches, padded, slices, split_of
+from ingest.plan import PAD_MULTIPLE, SHARES, Batch, Batching, batches, padded, slices, split_of
 
 RECORDED = "000000010020200002000000000000002000000000001020000000002000"
 lengths_of_part = st.lists(st.integers(1, 200), min_size=1, max_size=40)
@@ -83,7 +84,11 @@ def test_padded_batches_hold_each_sequence_and_nothing_else(lengths, size, pad):
     token_ids = np.arange(100, 100 + sum(lengths), dtype=np.int32)
     seen = []
     for batch in batches(lengths, size):
-        ids_BT, mask_BT = padded(token_ids, starts, np.array(lengths), batch, pad)
+        laid = padded(token_ids, starts, np.array(lengths), batch, pad)
+        ids_BT, mask_BT = laid.ids, laid.mask
+        assert laid.positions is None
+        rows = slice(starts[batch.first], starts[batch.first] + laid.real.sum())
+        assert ids_BT[laid.real].tolist() == token_ids[rows].tolist()
         assert ids_BT.shape == mask_BT.shape == (size, batch.length)
         assert ids_BT.dtype == mask_BT.dtype == np.int64
         for slot in range(batch.count):
@@ -94,6 +99,32 @@ def test_padded_batches_hold_each_sequence_and_nothing_else(lengths, size, pad):
         assert (ids_BT[batch.count :] == pad).all()
         assert (mask_BT[batch.count :].sum(axis=1) == 1).all()
     assert seen == token_ids.tolist()
+
+
+@given(lengths=lengths_of_part, size=st.integers(1, 6), spare=st.integers(0, 90))
+def test_lanes_hold_every_sequence_once_in_the_order_of_rows(lengths, size, spare):
+    batching = Batching.of(size, max(lengths, default=1) + spare, lanes=True)
+    assert Batching.of_recipe({"batch": batching.to_json()}) == batching
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(int)
+    token_ids = np.arange(100, 100 + sum(lengths), dtype=np.int32)
+    seen = []
+    found = list(batching.batches(lengths))
+    for batch in found:
+        laid = padded(token_ids, starts, np.array(lengths), batch, 3)
+        assert laid.ids.shape == (size, batching.lanes)
+        seen += laid.ids[laid.real].tolist()
+        assert (laid.ids[~laid.real] == 3).all()
+        for slot in range(batch.count):
+            lane, at = batch.place(slot)
+            mine = laid.positions[lane, at : at + lengths[batch.first + slot]]
+            assert mine.tolist() == list(range(lengths[batch.first + slot]))
+        assert (laid.positions == 0).sum() == batch.count + (~laid.real).sum()
+        assert (laid.mask.sum(1) >= 1).all()
+    assert seen == token_ids.tolist()
+    for batch, after in itertools.pairwise(found):  # the next sequence would not have fitted
+        lane, at = batch.place(batch.count - 1)
+        assert lane == size - 1
+        assert at + lengths[after.first - 1] + lengths[after.first] > batching.lanes
 
 
 def test_a_batch_depends_on_its_own_sequences_alone():

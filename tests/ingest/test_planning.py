@@ -9,6 +9,7 @@ from ingest.config import HarvestConfig, TokensConfig
 from ingest.errors import IngestError, ModelError, SiteError
 from ingest.estimate import Forward, Prices, column_bytes, forward, money
 from ingest.models import load, toy
+from ingest.plan import Batching
 from ingest.planning import plan, plan_into, plan_vectors
 from ingest.run import ingest, ingest_into, ingest_vectors
 from ingest.sources import SOURCES
@@ -148,12 +149,17 @@ def test_operations_are_those_one_counts_by_hand(tmp_path):
         return blocks * tokens * (2 * (4 * width * width + 8 * width * width) + 4 * length * width)
 
     for layer, blocks in ((0, 1), (2, 3)):
-        run = forward(loaded, run_of(loaded, [f"blocks.{layer}.resid_post"]), [(32,) * 8], 4)
+        run = forward(
+            loaded, run_of(loaded, [f"blocks.{layer}.resid_post"]), [(32,) * 8], Batching(size=4)
+        )
         assert run.padded_tokens == 8 * 32
         assert run.flops == pytest.approx(by_hand(8 * 32, 32, blocks), rel=1e-3)
         assert run.seconds > 0
     mixed = forward(
-        loaded, run_of(loaded, ["blocks.2.resid_post"]), [(20,) * 4, (60,) * 4, (40,) * 8], 4
+        loaded,
+        run_of(loaded, ["blocks.2.resid_post"]),
+        [(20,) * 4, (60,) * 4, (40,) * 8],
+        Batching(size=4),
     )
     wanted = by_hand(4 * 32, 32, 3) + by_hand(4 * 64, 64, 3) + by_hand(8 * 64, 64, 3)
     assert mixed.flops == pytest.approx(wanted, rel=1e-3)
@@ -163,7 +169,7 @@ def test_operations_of_experts_count(tmp_path):
     """Three of eight experts work on every token; fused products do not say what they do."""
     loaded = load(toy.save("olmoe", tmp_path / "m"), dtype="float32")
     before = loaded.model.config._experts_implementation
-    run = forward(loaded, run_of(loaded, ["blocks.0.resid_post"]), [(32,) * 4], 4)
+    run = forward(loaded, run_of(loaded, ["blocks.0.resid_post"]), [(32,) * 4], Batching(size=4))
     assert loaded.model.config._experts_implementation == before
     attention = 2 * (2 * 32 * 32 + 2 * 32 * 16) + 4 * 32 * 32
     experts = 2 * 3 * (3 * 32 * 32) + 2 * 8 * 32
@@ -185,9 +191,9 @@ def test_a_gradient_costs_its_backward_and_every_run_of_its_rule(model, corpus):
 
 def test_padding_is_counted(tmp_path):
     loaded = load(toy.save("gpt2", tmp_path / "g"), dtype="float32")
-    run = forward(loaded, run_of(loaded, ["embed"]), [(5, 33, 7), (1,)], 2)
+    run = forward(loaded, run_of(loaded, ["embed"]), [(5, 33, 7), (1,)], Batching(size=2))
     assert run.padded_tokens == 2 * 64 + 2 * 32 + 2 * 32
-    assert forward(loaded, run_of(loaded, ["embed"]), [()], 2).padded_tokens == 0
+    assert forward(loaded, run_of(loaded, ["embed"]), [()], Batching(size=2)).padded_tokens == 0
 
 
 def test_money_is_what_one_reckons():

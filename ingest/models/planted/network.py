@@ -174,12 +174,14 @@ class PlainModel(PlainPreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         use_cache: bool = False,  # noqa: FBT001, FBT002, ARG002 - as transformers calls it
         **options: Any,
     ) -> BaseModelOutput:
         """Return the stream behind the last norm."""
-        at = torch.arange(input_ids.shape[1], device=input_ids.device)
-        hidden_states = self.embed(input_ids) + self.positions(at)
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
+        hidden_states = self.embed(input_ids) + self.positions(position_ids)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_states,
