@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ingest.config import HarvestConfig, TokensConfig
-from ingest.contract import ObserverPlan, PairSource
+from ingest.contract import ObserverPlan, PairSource, PictureSource
 from ingest.errors import IngestError, OverBudgetError, SiteError
 from ingest.gradients import Gradient, check_answers, check_differentiable, stored_dtype
 from ingest.models import LoadedModel, check_device, load, resolve_dtype, resolve_sites
@@ -15,6 +16,8 @@ from ingest.models.backward import check_gradients, check_head
 from ingest.models.derived import PREDICTED, Derived, is_derived
 from ingest.models.facts import ModelFacts
 from ingest.models.lanes import check_lanes
+from ingest.picturing import Picturing, check_shown, resolve_rows
+from ingest.showing import check_inputs, sees_of
 from ingest.tasks import ROLES, Pairing, check_group, has_answers
 from ingest.tokens import Tokenizing, check_same_tokenizer, check_vocabulary, resolve_context
 from store import Store
@@ -32,7 +35,7 @@ class Asked:
 
     loaded: LoadedModel
     sites: list[str]
-    rows: Pairing | Tokenizing
+    rows: Pairing | Tokenizing | Picturing
     context: int
     part_rows: int
 
@@ -51,10 +54,12 @@ def asked(
 ) -> Asked:
     """Load the model and refuse, before a store exists, whatever cannot be done."""
     check_group(harvest.group)
-    loaded = _load(harvest, elsewhere=elsewhere)
+    loaded = _load(harvest, sees(tokens.source), elsewhere=elsewhere)
+    shows = tokens.source.shows if isinstance(tokens.source, PictureSource) else None
+    check_shown(loaded, shows)
     sites = _sites(harvest, loaded)
     _check_observable(loaded, sites, observers, harvest)
-    context = resolve_context(tokens, loaded)
+    context = resolve_context(tokens, loaded) if shows is None else resolve_rows(tokens, loaded)
     rows = _rows(tokens, loaded, context)
     check_answers(harvest, there=isinstance(rows, Pairing))
     _check_memory(harvest, context, loaded, sites)
@@ -77,11 +82,12 @@ def asked_into(
     store = open_store(url)
     store.view.group("tokens")
     check_group(harvest.group)
-    loaded = _load(harvest, elsewhere=elsewhere)
+    loaded = _load(harvest, sees_of(store), elsewhere=elsewhere)
+    check_inputs(store, loaded)
     check_same_tokenizer(store, loaded)
     sites = _sites(harvest, loaded)
     context = int(store.groups["tokens"].recipe.get("context", 0)) or _longest(store)
-    limit = loaded.adapter.max_positions
+    limit = None if sees_of(store) == "images" else loaded.adapter.max_positions
     if limit is not None and context > limit:
         raise IngestError(
             f"the sequences of {store.url} have up to {context} tokens; {loaded.name} has {limit} "
@@ -145,6 +151,12 @@ def _check_lanes(harvest: HarvestConfig, loaded: LoadedModel, sites: Sequence[st
     """Raise where sequences that share a lane could not be told apart by what is asked for."""
     if not harvest.lanes:
         return
+    if loaded.adapter.vision is not None:
+        raise IngestError(
+            f"--lanes was said of rows that {loaded.name} makes of images, which fill their lanes. Nothing was written. Leave "
+            "it out.",
+            kind="lanes-unsupported",
+        )
     check_lanes(loaded.adapter, loaded.attn_implementation)
     attended = Derived(loaded.adapter).attended(sites)
     if harvest.gradient is None and not attended:
@@ -160,8 +172,19 @@ def _check_lanes(harvest: HarvestConfig, loaded: LoadedModel, sites: Sequence[st
     )
 
 
-def _rows(tokens: TokensConfig, loaded: LoadedModel, context: int) -> Pairing | Tokenizing:
+def sees(source: object) -> str | None:
+    """Return what a source shows a model alone, ``texts`` or ``images``; None for images with texts."""
+    if not isinstance(source, PictureSource):
+        return "texts"
+    return "images" if source.shows == "images" else None
+
+
+def _rows(
+    tokens: TokensConfig, loaded: LoadedModel, context: int
+) -> Pairing | Tokenizing | Picturing:
     """Return what cuts a source into rows."""
+    if isinstance(tokens.source, PictureSource):
+        return Picturing(config=tokens, loaded=loaded, context=context)
     if isinstance(tokens.source, PairSource):
         return Pairing(config=tokens, tokenizer=loaded.tokenizer, context=context)
     return Tokenizing(
@@ -181,7 +204,8 @@ def _check_columns(harvest: HarvestConfig, loaded: LoadedModel, sites: Sequence[
 def _check_memory(
     config: HarvestConfig, context: int, loaded: LoadedModel, sites: Sequence[str]
 ) -> None:
-    vocabulary = int(getattr(loaded.model.config, "vocab_size", 0))
+    settings: Any = loaded.model.config
+    vocabulary = int(getattr(getattr(settings, "text_config", settings), "vocab_size", 0))
     asked = config.gradient is not None or bool(set(PREDICTED) & set(sites))
     check_memory(config.batch, context, loaded, logits=vocabulary if asked else 0)
 
@@ -206,7 +230,17 @@ def _check_observable(
             facts.shape(site)
 
 
-def _load(config: HarvestConfig, *, elsewhere: bool) -> LoadedModel:
+def _check_unseeing(loaded: LoadedModel, shown: str | None) -> None:
+    """Raise where gradients were asked for of a model that is shown images."""
+    if loaded.adapter.vision is not None and shown != "texts":
+        raise IngestError(
+            f"gradients were asked for of {loaded.name}, which is shown images; they are taken of texts alone. Nothing was "
+            "written. Leave out --gradient, or give it texts.",
+            kind="gradient-images",
+        )
+
+
+def _load(config: HarvestConfig, shown: str | None, *, elsewhere: bool) -> LoadedModel:
     """Load the model, on the CPU where workers elsewhere will load it again: this machine may lack their device."""
     gradient = Gradient.of_config(config)  # refused before a model is loaded
     if not (elsewhere and config.device.startswith("cuda")):
@@ -218,10 +252,12 @@ def _load(config: HarvestConfig, *, elsewhere: bool) -> LoadedModel:
         device="cpu" if elsewhere else config.device,
         attn_implementation=config.attn_implementation,
         revision=config.revision,
+        sees=shown,
     )
     check_vocabulary(loaded)
     if gradient is not None:
         check_differentiable(loaded)
+        _check_unseeing(loaded, shown)
     return loaded
 
 

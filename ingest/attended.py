@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ingest.models import ModelAdapter
+    from ingest.models.contract import Given
 
 SAMPLE_SEQUENCES = 2
 """The longest of the first batch."""
@@ -38,7 +39,11 @@ def attention_blocks(sites: Iterable[str]) -> list[int]:
 
 
 def check_attention(
-    adapter: ModelAdapter, ids_BT: Tensor, mask_BT: Tensor, sites: Iterable[str]
+    adapter: ModelAdapter,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    sites: Iterable[str],
+    given: Given | None = None,
 ) -> float:
     """Return the largest difference between z and attention computed anew, over the blocks that some sites belong to.
 
@@ -46,6 +51,8 @@ def check_attention(
     ----------
     ids_BT, mask_BT
         A sample of sequences, each in a lane of its own.
+    given
+        Their images, for a model that sees.
 
     Returns
     -------
@@ -60,7 +67,7 @@ def check_attention(
     seen_BT = mask_BT.bool()
     worst = 0.0
     for layer in attention_blocks(sites):
-        captured = adapter.capture(ids_BT, mask_BT, attention_sites(adapter, layer))
+        captured = adapter.capture(ids_BT, mask_BT, attention_sites(adapter, layer), given=given)
         q, k, v, z = captured.values()
         again, _ = attend(q, k, v, adapter.attention(layer), mask_BT.to(q.device))
         seen = seen_BT.to(z.device)

@@ -135,6 +135,30 @@ class ChatSource(Protocol):
         """Yield the dialogues in their order; ``SourceError`` where one cannot be read."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A named image, as its file holds it, with its text where it has one."""
+
+    name: str
+    data: bytes
+    text: str | None
+
+
+@runtime_checkable
+class PictureSource(Protocol):
+    """A frozen config that yields images, the same ones in the same order every time."""
+
+    kind: ClassVar[str]
+    shows: ClassVar[str]
+    """``images`` alone, or ``pairs`` of an image and a text."""
+
+    def inputs(self) -> Mapping[str, str]:
+        """Return what identifies the input: file name → sha256."""
+
+    def pictures(self) -> Iterator[Picture]:
+        """Yield the images in their order; ``SourceError`` where one cannot be read."""
+
+
 class VectorSource(Protocol):
     """A frozen config that yields rows of numbers instead of text, part by part."""
 

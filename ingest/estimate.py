@@ -150,13 +150,16 @@ def forward(
     lengths: Sequence[Sequence[int]],
     batching: Batching,
     device: str = "cpu",
+    *,
+    longest: int | None = None,
 ) -> Forward:
     """Return what running the model over all batches comes to.
 
     Operations are counted in two runs of one sequence, of the shortest and the longest batch: they grow with the length and its
-    square. Seconds are taken of batches of the shortest, the longest and a usual length, after one that warms up.
+    square; ``longest`` is what the rows of an image are. Seconds are taken of batches of the shortest, the longest and a usual
+    length, after one that warms up.
     """
-    limit = loaded.adapter.max_positions
+    limit = longest or loaded.adapter.max_positions
     shapes = [one for part in lengths for one in batching.batches(part, limit)]
     if not shapes:
         return Forward(padded_tokens=0, flops=0.0, seconds=0.0)

@@ -20,18 +20,20 @@ from ingest.contract import Array, Observer, SequenceBlock, StoppedError, Vector
 from ingest.errors import ModelError
 from ingest.gradients import Gradient
 from ingest.models import LoadedModel, load, provenance
+from ingest.models.contract import Given
 from ingest.models.derived import Derived
 from ingest.models.facts import ModelFacts
 from ingest.models.planted import TRUTH_FILE
 from ingest.pace import Pace
-from ingest.plan import Batch, Batching, Padded, batches, padded
+from ingest.part_rows import PartRows
+from ingest.plan import Batch, Batching, Padded
+from ingest.showing import Showing
 from ingest.tasks import answers_of, partners_of
 from store import Codes, Store, Writer
 from store import open as open_store
 from store.commits import exists
 from store.layout import commit_key
 from store.registry import to_json
-from store.tables import column
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +51,8 @@ class HarvestJob:
     codec: str
     attn_implementation: str
     device: str
+    sees: str | None
+    """What the model is shown alone, ``texts`` or ``images``; None for images with texts."""
     allow_nonfinite: bool | tuple[str, ...]
     """Whether values need not be finite; or the columns where some rows have none."""
 
@@ -99,8 +103,11 @@ class Harvester:
         self._observers = observers
         self._loaded = loaded or _load(job)
         self._gradient = Gradient.of_recipe(job.recipe)
-        self._pad = self._loaded.tokenizer.pad_token_id or 0
+        tokenizer = self._loaded.tokenizer
+        self._pad = 0 if tokenizer is None else tokenizer.pad_token_id or 0
         self._store = open_store(job.url)
+        seeing = self._loaded.adapter.vision is not None and job.sees != "texts"
+        self._showing = Showing(self._store, self._loaded) if seeing else None
         self._pace = Pace()
         self._stopping = False
         self._attends, self._attention_error = False, 0.0
@@ -166,35 +173,46 @@ class Harvester:
         self, part: int, watching: Sequence[Observer]
     ) -> Iterator[tuple[SequenceBlock, bool]]:
         """Yield the part's batches as blocks, and whether each is the last."""
-        view = self._store.view
-        commit = view.commit("tokens", part)
-        tokens, sequences = (view.table(commit, f"{n}.parquet") for n in ("tokens", "sequences"))
-        columns = {name: column(tokens, name) for name in tokens.column_names}
-        lengths = column(sequences, "rows").astype(np.int64)
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        rows = PartRows.of(self._store, part)
         between = self._gradient is not None and self._gradient.rule.point != "here"
-        partners = partners_of(sequences) if between else None
+        partners = partners_of(rows.sequences) if between else None
         asking = self._gradient is not None and self._gradient.metric.needs_answers
         answers = answers_of(self._store, part) if asking else None
-        sites = dict.fromkeys([*self._job.sites, *(s for o in watching for s in o.sites)])
+        sites = list(dict.fromkeys([*self._job.sites, *(s for o in watching for s in o.sites)]))
         batching = Batching.of_recipe(self._job.recipe)
-        for batch in batching.batches(lengths.tolist(), self._loaded.adapter.max_positions):
-            given = padded(columns["token_id"], bounds, lengths, batch, self._pad)
-            asked = None if answers is None else _asked(answers, bounds, batch, self._job.device)
-            other_BT = None
-            if partners is not None:
-                starts = bounds[partners]
-                other_BT = padded(columns["token_id"], starts, lengths, batch, self._pad).ids
-            self._check_attention(columns, bounds, batch, list(sites))
-            values = self._captured(given, batch.count, list(sites), asked, other_BT)
+        for batch in batching.batches(rows.lengths.tolist(), self._longest(rows)):
+            mine = np.arange(batch.first, batch.first + batch.count)
+            laid, seen = rows.laid(batch, self._pad), self._seen(rows, mine, batch.size)
+            asked = None
+            if answers is not None:
+                asked = _asked(answers, rows.bounds, batch, self._job.device)
+            other = None if partners is None else rows.laid(batch, self._pad, partners).ids
+            self._check_attention(rows, mine, sites)
+            values = self._captured(laid, seen, batch.count, sites, asked, other)
             block = SequenceBlock.cut(
-                part, columns, bounds, first=batch.first, count=batch.count, sites=values
+                part, rows.columns, rows.bounds, first=batch.first, count=batch.count, sites=values
             )
-            yield block, batch.first + batch.count == len(lengths)
+            yield block, batch.first + batch.count == len(rows.lengths)
+
+    def _longest(self, rows: PartRows) -> int | None:
+        """Return the longest a lane may be: exactly an image's rows where those are all it holds."""
+        vision = self._loaded.adapter.vision
+        if self._showing is None or vision is None or vision.rows == "tokens":
+            return self._loaded.adapter.max_positions
+        return int(rows.lengths.max())
+
+    def _seen(self, rows: PartRows, chosen: Array, size: int) -> Given | None:
+        """Return the images of some sequences, where the model sees some."""
+        if self._showing is None:
+            return None
+        at = rows.rows_of(chosen)
+        row_ids, token_ids = (rows.columns[name][at] for name in ("row", "token_id"))
+        return self._showing.given(row_ids, token_ids, rows.grids(chosen), size)
 
     def _captured(
         self,
-        given: Padded,
+        laid: Padded,
+        seen: Given | None,
         count: int,
         sites: Sequence[str],
         answers: Mapping[str, torch.Tensor] | None,
@@ -202,17 +220,19 @@ class Harvester:
     ) -> dict[str, torch.Tensor]:
         """Return ``{site: [R, *shape]}`` of the real rows, on the CPU, in the stored dtype."""
         device = torch.device(self._job.device)
-        ids_BT = torch.from_numpy(given.ids).to(device)
-        mask_BT = torch.from_numpy(given.mask).to(device)
+        ids_BT = torch.from_numpy(laid.ids).to(device)
+        mask_BT = torch.from_numpy(laid.mask).to(device)
         adapter = self._loaded.adapter
         if self._gradient is None:
-            positions = given.positions
+            positions = laid.positions
             positions_BT = None if positions is None else torch.from_numpy(positions).to(device)
-            captured = self._derived.capture(ids_BT, mask_BT, sites, positions_BT=positions_BT)
+            captured = self._derived.capture(
+                ids_BT, mask_BT, sites, positions_BT=positions_BT, given=seen
+            )
         else:
             partner = None if other_BT is None else torch.from_numpy(other_BT).to(device)
             captured = self._gradient.at(adapter, ids_BT, mask_BT, sites, count, answers, partner)
-        real = torch.from_numpy(given.real).to(device)
+        real = torch.from_numpy(laid.real).to(device)
         kept = {site: self._known[site].dtype or self._job.dtype for site in sites}
         dtypes = {site: getattr(torch, dtype) for site, dtype in kept.items()}
         return {
@@ -220,23 +240,20 @@ class Harvester:
             for site in sites
         }
 
-    def _check_attention(
-        self, columns: Mapping[str, Array], bounds: Array, batch: Batch, sites: Sequence[str]
-    ) -> None:
+    def _check_attention(self, rows: PartRows, mine: Array, sites: Sequence[str]) -> None:
         """Raise where the model does not attend as its family says; asked once, of the first sequences there are."""
         sites = [*sites, *self._derived.needs(sites)]
         if self._gradient is not None or self._attends or not attention_blocks(sites):
             return
-        mine = np.diff(bounds)[batch.first : batch.first + batch.count]
-        longest = batch.first + np.argsort(-mine, kind="stable")[:SAMPLE_SEQUENCES]
-        lengths = np.diff(bounds)[longest]
-        (alone,) = batches(lengths.tolist(), len(longest), self._loaded.adapter.max_positions)
-        given = padded(columns["token_id"], bounds[longest], lengths, alone, self._pad)
-        ids_BT, mask_BT = torch.from_numpy(given.ids), torch.from_numpy(given.mask)
-        error = check_attention(self._loaded.adapter, ids_BT, mask_BT, sites)
+        longest = mine[np.argsort(-rows.lengths[mine], kind="stable")[:SAMPLE_SEQUENCES]]
+        lengths = rows.lengths[longest].tolist()
+        (alone,) = Batching(size=len(longest)).batches(lengths, self._longest(rows))
+        laid, seen = rows.laid(alone, self._pad, longest), self._seen(rows, longest, alone.size)
+        ids_BT, mask_BT = torch.from_numpy(laid.ids), torch.from_numpy(laid.mask)
+        error = check_attention(self._loaded.adapter, ids_BT, mask_BT, sites, seen)
         self._attention_error = max(self._attention_error, error)
         self._provenance["attention_error"] = f"{self._attention_error:.1e}"
-        self._attends = int(lengths.max()) >= ENOUGH_TOKENS
+        self._attends = max(lengths) >= ENOUGH_TOKENS
 
     def close(self) -> None:
         """Seal the group where its last part is committed, and what the observers write."""
@@ -314,6 +331,7 @@ def _load(job: HarvestJob) -> LoadedModel:
         device=job.device,
         attn_implementation=job.attn_implementation,
         revision=job.revision,
+        sees=job.sees,
     )
     model = {key: value for key, value in job.recipe["model"].items() if key != "family"}
     if model != (dict(loaded.files) if "commit" not in model else {"commit": loaded.revision}):

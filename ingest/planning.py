@@ -25,7 +25,9 @@ from ingest.estimate import (
 )
 from ingest.gradients import Gradient
 from ingest.models import LoadedModel
+from ingest.models.contract import Given
 from ingest.models.derived import Derived
+from ingest.picturing import Picturing
 from ingest.plan import Batching
 from ingest.run import silent
 from ingest.tasks import NAMES, Pairing
@@ -93,7 +95,7 @@ def plan_into(
 
 
 def _counted(
-    rows: Pairing | Tokenizing, limit: int | None, progress: Progress
+    rows: Pairing | Tokenizing | Picturing, limit: int | None, progress: Progress
 ) -> Iterator[Sequence[TokenSequence]]:
     """Yield the sequences that stay in one part together, and say how many rows went by."""
     done = 0
@@ -118,7 +120,14 @@ def _estimate(
         site: column_bytes(spec, harvest.codec, found.parts, stride_rows)
         for site, spec in declared.items()
     }
-    run = forward(loaded, _run_of(loaded, sites, harvest), found.lengths, batching, harvest.device)
+    run = forward(
+        loaded,
+        _run_of(loaded, sites, harvest),
+        found.lengths,
+        batching,
+        harvest.device,
+        longest=_image_rows(loaded, found),
+    )
     return _told(found, sizes, run, prices)
 
 
@@ -145,7 +154,7 @@ def _run_of(loaded: LoadedModel, sites: Sequence[str], harvest: HarvestConfig) -
     gradient = Gradient.of_config(harvest)
     if gradient is None:
         derived = Derived(loaded.adapter)
-        return lambda ids, mask: derived.capture(ids, mask, sites)
+        return lambda ids, mask: derived.capture(ids, mask, sites, given=_black(loaded, len(ids)))
 
     def run(ids: Tensor, mask: Tensor) -> object:
         asked = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
@@ -154,6 +163,24 @@ def _run_of(loaded: LoadedModel, sites: Sequence[str], harvest: HarvestConfig) -
         return gradient.at(loaded.adapter, ids, mask, sites, len(ids), answers, partner)
 
     return run
+
+
+def _image_rows(loaded: LoadedModel, found: Cut) -> int | None:
+    """Return the rows of an image, where sequences are images."""
+    vision = loaded.adapter.vision
+    if vision is None or vision.rows == "tokens":
+        return None
+    return max((max(part) for part in found.lengths if part), default=None)
+
+
+def _black(loaded: LoadedModel, count: int) -> Given | None:
+    """Return black images for a model whose rows are those of images."""
+    vision = loaded.adapter.vision
+    if vision is None or vision.rows == "tokens":
+        return None
+    text = torch.zeros((count, vision.text_tokens), dtype=torch.long)
+    pixels = torch.zeros((count, 3, vision.height, vision.width))
+    return Given(pixels=pixels, text=text, text_mask=torch.ones_like(text))
 
 
 def plan_vectors(tokens: TokensConfig, *, prices: Prices | None = None) -> Estimate:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ingest.asked import asked, asked_into, specs
+from ingest.asked import Asked, asked, asked_into, sees, specs
 from ingest.chats import write_roles
 from ingest.config import HarvestConfig, TokensConfig
 from ingest.contract import ChatSource, Harvest, Observer, ObserverPlan, Runtime, elsewhere
@@ -22,11 +22,14 @@ from ingest.models import LoadedModel, resolve_dtype
 from ingest.models.derived import Derived
 from ingest.models.facts import ModelFacts
 from ingest.pace import NAMES, Spent
+from ingest.picturing import Picturing, write_inputs
 from ingest.plan import Batching
+from ingest.showing import sees_of
 from ingest.tasks import Pairing, write_answers
 from ingest.tokens import (
     Progress,
     Tokenizing,
+    picture_recipe,
     tokenizer_files,
     tokens_recipe,
     vector_recipe,
@@ -100,10 +103,10 @@ def ingest(
     loaded, sites, rows, context = wish.loaded, wish.sites, wish.rows, wish.context
     inputs = tokens.source.inputs()
     store = create(url, part_rows=wish.part_rows, part_stride=wish.stride_rows)
-    asset = store.put_asset(tokenizer_files(loaded.folder))
-    recipe = tokens_recipe(tokens, inputs, context, asset)
+    recipe = _recipe(store, tokens, inputs, wish)
     writer = store.writer("tokens", recipe=recipe, provenance=_truth(store, tokens.source))
-    job = _job(store.refresh(), harvest, loaded, sites, context)
+    shown = sees(tokens.source)
+    job = _job(store.refresh(), harvest, loaded, sites, context, shown)
     watching = _observers(job, loaded, observers)
     new = not writer.sealed and isinstance(rows, Tokenizing)
     if tokens.duplicates == "drop" and isinstance(rows, Tokenizing):
@@ -113,8 +116,25 @@ def ingest(
         write_answers(store.refresh(), rows)
     elif isinstance(tokens.source, ChatSource):
         write_roles(store.refresh(), tokens.source, loaded.tokenizer)
+    elif isinstance(rows, Picturing):
+        write_inputs(store.refresh(), rows)
     found = repeats(store.refresh()) if new else None
     return replace(_harvest(job, loaded, runtime, watching, progress), repeats=found)
+
+
+def _recipe(
+    store: Store, tokens: TokensConfig, inputs: Mapping[str, str], wish: Asked
+) -> dict[str, Any]:
+    """Return the recipe of the rows, what it names being in the store."""
+    loaded = wish.loaded
+    asset = None
+    if loaded.tokenizer is not None:
+        asset = store.put_asset(tokenizer_files(loaded.folder))
+    if isinstance(wish.rows, Picturing):
+        assert loaded.adapter.vision is not None
+        return picture_recipe(tokens, inputs, wish.context, asset, loaded.adapter.vision.rows)
+    assert asset is not None
+    return tokens_recipe(tokens, inputs, wish.context, asset)
 
 
 def ingest_into(
@@ -129,7 +149,7 @@ def ingest_into(
     store, loaded, sites, context = asked_into(
         url, harvest, observers, elsewhere=elsewhere(runtime)
     )
-    job = _job(store, harvest, loaded, sites, context)
+    job = _job(store, harvest, loaded, sites, context, sees_of(store))
     return _harvest(job, loaded, runtime, _observers(job, loaded, observers), progress)
 
 
@@ -180,7 +200,12 @@ def _observers(
 
 
 def _job(
-    store: Store, config: HarvestConfig, loaded: LoadedModel, sites: Sequence[str], context: int
+    store: Store,
+    config: HarvestConfig,
+    loaded: LoadedModel,
+    sites: Sequence[str],
+    context: int,
+    shown: str | None,
 ) -> HarvestJob:
     _, usual = resolve_dtype(config.dtype, config.store_dtype, device=config.device)
     stored = stored_dtype(config, usual)
@@ -206,6 +231,7 @@ def _job(
         codec=config.codec,
         attn_implementation=config.attn_implementation,
         device=config.device,
+        sees=shown,
         allow_nonfinite=config.allow_nonfinite or Derived(loaded.adapter).gaps(sites),
     )
     store.writer(

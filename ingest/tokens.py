@@ -91,13 +91,32 @@ def resolve_context(config: TokensConfig, loaded: LoadedModel) -> int:
 
 def check_vocabulary(loaded: LoadedModel) -> None:
     """Raise ``vocabulary-mismatch`` where the tokenizer has ids the model has no embedding for."""
-    held = getattr(getattr(loaded.model, "config", None), "vocab_size", None)
-    if held is not None and len(loaded.tokenizer) > held:
+    config: Any = getattr(loaded.model, "config", None)
+    held = getattr(getattr(config, "text_config", config), "vocab_size", None)
+    if held is not None and loaded.tokenizer is not None and len(loaded.tokenizer) > held:
         raise ModelError(
             f"the tokenizer of {loaded.name} has {len(loaded.tokenizer)} tokens, the model {held}. Nothing was "
             "written. Give the model its own tokenizer.",
             kind="vocabulary-mismatch",
         )
+
+
+def picture_recipe(
+    config: TokensConfig, inputs: Mapping[str, str], context: int, tokenizer: str | None, kind: str
+) -> dict[str, Any]:
+    """Return what the tokens group of images is a function of: also what their rows are, as `Vision` says."""
+    described = {name: value for name, value in to_json(config.source).items() if name != "paths"}
+    return {
+        "schema": 1,
+        "source": described,
+        "inputs": inputs_identity(inputs),
+        "rows_are": kind,
+        "tokenizer": tokenizer,
+        "context": context,
+        "split": {"seed": config.split_seed, "shares": list(SHARES)},
+        "rows": config.rows,
+        "text": config.text,
+    }
 
 
 def inputs_identity(inputs: Mapping[str, str]) -> dict[str, Any]:

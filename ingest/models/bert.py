@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from ingest.errors import ModelError
 from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Bends, Tap
-from ingest.models.hooks import heads_of
+from ingest.models.views import heads_of
 
 
 @ADAPTERS.register("bert")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
+    from ingest.models.pictures import Pictures
+
 
 @dataclass(frozen=True, slots=True)
 class SiteInfo:
@@ -144,6 +146,39 @@ class Bends:
     """What a norm multiplies by."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vision:
+    """What a model sees of images, and what its rows are."""
+
+    rows: Literal["patches", "tokens", "pairs"]
+    """``patches``: a sequence is an image, row by row of its grid; ``tokens``: images stand among a text's tokens, one for each
+    patch; ``pairs``: a row is an image with a text."""
+    height: int
+    width: int
+    patch: int
+    """Pixels of a patch, each way."""
+    lead: int = 1
+    """Rows before the patches: the class token, registers."""
+    any_size: bool = False
+    """Whether images of other sizes are taken, whole patches each way."""
+    token: int | None = None
+    """Id of the token that stands for a patch among others."""
+    text_tokens: int = 0
+    """Tokens of the text of a pair."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Given:
+    """What a model is given beside the ids of its rows."""
+
+    pixels: Tensor
+    """``float32[N, 3, height, width]``, normalised as the model wants them; an image a sequence, or as many as the ids have."""
+    text: Tensor | None = None
+    """``int64[B, L]``, the texts of pairs, padded."""
+    text_mask: Tensor | None = None
+    """``int64[B, L]``."""
+
+
 def everywhere_alike(_layer: int) -> str:
     """Return the beginning of names that are the same in every block: none."""
     return ""
@@ -173,6 +208,8 @@ class Anatomy:
     ``attention_scaling`` it holds complete each block's `AttentionSpec`."""
     rotary_kind: Callable[[int], str] = everywhere_alike
     """What the names of both begin with for a block, where the module holds several of them."""
+    vision: Vision | None = None
+    """What it sees of images; None for models of text alone."""
 
 
 class Family(Protocol):
@@ -181,8 +218,9 @@ class Family(Protocol):
     kind: ClassVar[str]
     spare: ClassVar[tuple[str, ...]]
     """Beginnings of weight names that no site depends on and a checkpoint may lack."""
-    tokens: ClassVar[Literal["wordpiece", "bytes"]]
-    """The kind of tokenizer its toy models get."""
+    tokens: ClassVar[Literal["wordpiece", "bytes", "clip", "none"]]
+    """The kind of tokenizer its toy models get. A family may also have ``maker``, the class of transformers that loads it
+    where the Auto class of its checkpoint's kind does not, and ``towers``, families of its parts by what they alone take."""
 
     @staticmethod
     def anatomy(config: Any) -> Anatomy:
@@ -204,6 +242,7 @@ class ModelAdapter(Protocol):
     width: int
     causal: bool
     max_positions: int | None
+    vision: Vision | None
     trained_length: int | None
     """Longest sequence it was trained on, as far as its config says; claims about structure end there."""
 
@@ -228,6 +267,7 @@ class ModelAdapter(Protocol):
         *,
         logits: Callable[[Tensor], None] | None = None,
         positions_BT: Tensor | None = None,
+        given: Given | None = None,
     ) -> dict[str, Tensor]:
         """Return ``{site: [B, T, *shape]}``, the model's own tensors, in the order asked; show the logits where wanted.
 
@@ -244,7 +284,7 @@ class LoadedModel:
 
     adapter: ModelAdapter
     tokenizer: Any
-    """The Hugging Face tokenizer."""
+    """The Hugging Face tokenizer; None for a model of images alone."""
     model: nn.Module
     """In evaluation mode, parameters without gradients."""
     name: str
@@ -259,3 +299,5 @@ class LoadedModel:
     attn_implementation: str
     revision: str | None
     """Commit of the hub repository; None for a local folder."""
+    pictures: Pictures | None = None
+    """What makes pixels of image files; None for a model of text alone."""

@@ -34,7 +34,7 @@ from ingest.models.contract import AttentionSpec, SiteInfo
 from ingest.models.sites import attention_sites, resolve_sites
 
 if TYPE_CHECKING:
-    from ingest.models.contract import ModelAdapter
+    from ingest.models.contract import Given, ModelAdapter
 
 TOP = 8
 _QUERIES = 128  # whose scores are held at once
@@ -133,6 +133,7 @@ class Derived:
         names: Sequence[str],
         *,
         positions_BT: Tensor | None = None,
+        given: Given | None = None,
     ) -> dict[str, Tensor]:
         """Return derived columns and sites, ``{name: [B, T, *shape]}`` in the order asked, from one forward.
 
@@ -161,6 +162,7 @@ class Derived:
             [*plain, *needs],
             logits=show,
             positions_BT=positions_BT,
+            given=given,
         )
         with torch.inference_mode():
             for name, column in made.items():

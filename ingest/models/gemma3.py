@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 from ingest.errors import ModelError
 from ingest.models.contract import ADAPTERS, Anatomy, Bends
 from ingest.models.gemma2 import gemma, tiny
-from ingest.models.hooks import positions_first
 from ingest.models.llama import BY_LENGTH
 from ingest.models.qwen3 import behind_their_norms
+from ingest.models.views import positions_first
 
 
 @ADAPTERS.register("gemma3_text")

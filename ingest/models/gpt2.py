@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Bends, Tap
-from ingest.models.hooks import heads_of, heads_of_slice
+from ingest.models.views import heads_of, heads_of_slice
 
 
 @ADAPTERS.register("gpt2")

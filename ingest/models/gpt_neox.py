@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ingest.errors import ModelError
 from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Bends, Tap
-from ingest.models.hooks import heads_of, positions_first
 from ingest.models.llama import BY_LENGTH
+from ingest.models.views import heads_of, positions_first
 
 if TYPE_CHECKING:
     from torch import Tensor

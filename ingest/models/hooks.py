@@ -20,36 +20,17 @@ from torch import Tensor, nn
 
 from ingest.errors import ModelError, SiteError
 from ingest.models.backward import check_gradients, check_head, gradients
-from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Rotary, SiteInfo, Tap
+from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Given, Rotary, SiteInfo, Tap
 from ingest.models.lanes import check_lanes, lane_arguments
 from ingest.models.listening import listened
 from ingest.models.rules import GradRule, Objective
+from ingest.models.seeing import shown
 from ingest.models.sites import broken_site, no_attention, unknown_site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch.utils.hooks import RemovableHandle
-
-
-def heads_of(count: int, head_width: int) -> Callable[[Tensor], Tensor]:
-    """Return the view ``[..., H * dh] → [..., H, dh]``."""
-    return lambda value: value.view(*value.shape[:-1], count, head_width)
-
-
-def heads_of_slice(start: int, count: int, head_width: int) -> Callable[[Tensor], Tensor]:
-    """Return the view of ``H * dh`` features from ``start`` on as ``[..., H, dh]``.
-
-    A slice and not a split: autograd forbids writing through one of several views made at once.
-    """
-    stop = start + count * head_width
-    cut = heads_of(count, head_width)
-    return lambda value: cut(value[..., start:stop])
-
-
-def positions_first(value_BHTd: Tensor) -> Tensor:
-    """Return the view ``[B, H, T, dh] → [B, T, H, dh]`` of what attention sees."""
-    return value_BHTd.transpose(1, 2)
 
 
 class _LastSiteReached(BaseException):
@@ -76,6 +57,7 @@ class HookedModel:
         self.width = anatomy.width
         self.causal = anatomy.causal
         self.max_positions = anatomy.max_positions
+        self.vision = anatomy.vision
         self.trained_length = _trained_length(getattr(model, "config", None), anatomy.max_positions)
         base = getattr(model, "base_model", model)
         self.base: nn.Module = base
@@ -155,6 +137,7 @@ class HookedModel:
         *,
         logits: Callable[[Tensor], None] | None = None,
         positions_BT: Tensor | None = None,
+        given: Given | None = None,
     ) -> dict[str, Tensor]:
         """Run the model as far as the deepest of ``sites`` and return their values.
 
@@ -171,6 +154,9 @@ class HookedModel:
         positions_BT
             Where given, a lane holds several sequences side by side, none seeing another: int64, 0 where one begins and
             at padding (`ingest.models.lanes`).
+        given
+            Images, and the texts of pairs, for a model that sees them; ids then say only how many rows there are, save
+            where images stand among tokens.
 
         Returns
         -------
@@ -195,9 +181,15 @@ class HookedModel:
             return got
         self._check(input_ids_BT, attention_mask_BT, positions_BT)
         device = next(self.base.parameters()).device
-        seen = {"attention_mask": attention_mask_BT.to(device)}
+        seen: dict[str, Any] = {
+            "input_ids": input_ids_BT.to(device),
+            "attention_mask": attention_mask_BT.to(device),
+            "use_cache": False,
+        }
         if positions_BT is not None:
-            seen = self._lanes(positions_BT.to(device))
+            seen |= self._lanes(positions_BT.to(device))
+        if self.vision is not None:
+            seen = shown(self.family, self.vision, seen, given, device)
         if logits is not None:
             check_head(self.model)
         last = len(wanted) if logits is None else 0
@@ -207,7 +199,7 @@ class HookedModel:
                 keep = partial(self._keep, got, site, last, tuple(input_ids_BT.shape))
                 hooks.enter_context(self.listen(site, keep))
             with suppress(_LastSiteReached):
-                output = run(input_ids=input_ids_BT.to(device), **seen, use_cache=False)
+                output = run(**seen)
                 if logits is not None:
                     logits(output.logits)
         if missed := [site for site in wanted if site not in got]:
@@ -314,7 +306,10 @@ class HookedModel:
 
     def _check_ids(self, input_ids_BT: Tensor) -> None:
         # On a GPU the look would wait for the device; ids come from the host, where it is free.
-        vocab = getattr(getattr(self.model, "config", None), "vocab_size", None)
+        if self.vision is not None and self.vision.token is None:
+            return  # its rows are no tokens
+        config: Any = getattr(self.model, "config", None)
+        vocab = getattr(getattr(config, "text_config", config), "vocab_size", None)
         if vocab is None or input_ids_BT.device.type != "cpu":
             return
         low, high = int(input_ids_BT.min()), int(input_ids_BT.max())

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from ingest.errors import ModelError
 from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Bends, Tap
-from ingest.models.hooks import heads_of, positions_first
+from ingest.models.views import heads_of, positions_first
 
 # Their frequencies depend on the length of the sequence: no one set of them describes a column.
 BY_LENGTH = ("dynamic", "longrope")

@@ -22,6 +22,7 @@ from ingest.models.files import (
 )
 from ingest.models.hooks import adapt, family_of
 from ingest.models.outside import missing_package, quiet
+from ingest.models.pictures import Pictures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +39,7 @@ def load(
     attn_implementation: str = "auto",
     revision: str | None = None,
     tokenizer: str | Path | None = None,
+    sees: str | None = None,
 ) -> LoadedModel:
     """Return a model in evaluation mode, with its adapter, tokenizer and hashes.
 
@@ -57,6 +59,8 @@ def load(
         Branch, tag or commit of a hub id; without meaning for a folder.
     tokenizer
         Folder or hub id of the tokenizer, where it does not lie with the model.
+    sees
+        ``images`` or ``texts``, where it is to be shown only these: of a model with a tower for each, that tower is loaded.
 
     Raises
     ------
@@ -71,8 +75,12 @@ def load(
         found = read_checkpoint(folder, commit)
         family = family_of(found.config["model_type"])
         _check_config(found, family)
-        tokens = _tokenizer(folder if tokenizer is None else locate(tokenizer)[0])
-        network = _network(found, family.spare, getattr(torch, compute), attn_implementation)
+        if sees in getattr(family, "towers", {}):
+            family = family_of(family.towers[sees])
+        tokens = None
+        if family.tokens != "none":
+            tokens = _tokenizer(folder if tokenizer is None else locate(tokenizer)[0])
+        network = _network(found, family, getattr(torch, compute), attn_implementation)
         adapter = adapt(network)
     network.eval().requires_grad_(requires_grad=False)
     network.to(place)
@@ -88,6 +96,7 @@ def load(
         compute_dtype=compute,
         attn_implementation=str(network.config._attn_implementation),
         revision=commit,
+        pictures=None if adapter.vision is None else Pictures.of(folder),
     )
 
 
@@ -135,15 +144,14 @@ def _check_config(found: Checkpoint, family: Any) -> None:
         raise _unloadable(found.folder, _first_line(error)) from error
 
 
-def _network(
-    found: Checkpoint, spare: tuple[str, ...], dtype: torch.dtype, attn_implementation: str
-) -> Any:
+def _network(found: Checkpoint, family: Any, dtype: torch.dtype, attn_implementation: str) -> Any:
     import transformers
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     makers = str((found.config.get("architectures") or [""])[0])
     auto = transformers.AutoModelForCausalLM if makers.endswith(_CAUSAL) else transformers.AutoModel
+    auto = getattr(transformers, getattr(family, "maker", ""), auto)
     try:
         network, report = auto.from_pretrained(
             str(found.folder),
@@ -176,7 +184,7 @@ def _network(
                 path=str(found.folder),
             ) from error
         raise _unloadable(found.folder, _first_line(error)) from error
-    _refuse_invented(found.folder, report, spare)
+    _refuse_invented(found.folder, report, family.spare)
     return network
 
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 from ingest.errors import ModelError
 from ingest.models.contract import ADAPTERS, Anatomy, Tap
-from ingest.models.hooks import heads_of
 from ingest.models.llama import decoder, refuse_unusual
+from ingest.models.views import heads_of
 
 
 @ADAPTERS.register("olmoe")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ingest.models.contract import ADAPTERS, Anatomy, AttentionSpec, Bends, Tap
-from ingest.models.hooks import heads_of
+from ingest.models.views import heads_of
 
 
 @ADAPTERS.register("opt")

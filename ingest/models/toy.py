@@ -7,12 +7,14 @@ files.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ingest.models.contract import ADAPTERS, Vision
 from ingest.models.hooks import family_of
 from ingest.models.outside import quiet
 
@@ -25,7 +27,7 @@ In spring the river rises; in autumn it is quiet, and the boat lies upside down 
 """
 _STD = 0.3
 _BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-_GPT_END = "<|endoftext|>"
+_GPT_END, _CLIP_START, _IMAGE = "<|endoftext|>", "<|startoftext|>", "<image>"
 
 
 def save(
@@ -58,7 +60,10 @@ def save(
         Name of the transformers class; the family's bare or causal model where None.
     """
     where = Path(folder)
-    tokenizer = build_tokenizer(family, text, vocab=vocab, positions=positions)
+    kind = family_of(family)
+    tokenizer = None
+    if kind.tokens != "none":
+        tokenizer = build_tokenizer(family, text, vocab=vocab, positions=positions)
     model = build(
         family,
         seed=seed,
@@ -66,13 +71,36 @@ def save(
         width=width,
         heads=heads,
         positions=positions,
-        vocab=len(tokenizer),
+        vocab=vocab if tokenizer is None else len(tokenizer),
         architecture=architecture,
     )
-    tokenizer.save_pretrained(str(where))
     with quiet():
         model.save_pretrained(str(where))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(where))
+    vision = kind.anatomy(model.config).vision
+    if vision is not None:
+        _save_processor(where, vision)
     return where
+
+
+def _save_processor(folder: Path, vision: Vision) -> None:
+    """Write how images become pixels: resized whole, then from bytes to numbers around 0."""
+    settings = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": vision.height, "width": vision.width},
+        "image_mean": [0.5, 0.4, 0.6],
+        "image_std": [0.5, 0.3, 0.25],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=1))
+
+
+def reading() -> list[str]:
+    """Return the families whose rows are tokens, images among them or not."""
+    shape = {"vocab": 320, "layers": 1, "width": 32, "heads": 4, "positions": 64}
+    kinds = {name: family_of(name) for name in ADAPTERS.names()}
+    seen = {name: kind.anatomy(kind.toy(**shape)).vision for name, kind in kinds.items()}
+    return [name for name, vision in seen.items() if vision is None or vision.rows == "tokens"]
 
 
 def build(
@@ -92,9 +120,10 @@ def build(
     kind = family_of(family)
     config = kind.toy(vocab=vocab, layers=layers, width=width, heads=heads, positions=positions)
     causal = kind.anatomy(config).causal
+    maker = architecture or getattr(kind, "maker", None)
     with torch.random.fork_rng(devices=[]):
-        if architecture is not None:
-            model = getattr(transformers, architecture)._from_config(config)
+        if maker is not None:
+            model = getattr(transformers, maker)._from_config(config)
         elif causal:
             model = transformers.AutoModelForCausalLM.from_config(config)
         else:
@@ -105,19 +134,31 @@ def build(
 
 def build_tokenizer(family: str, text: str = TEXT, *, vocab: int = 320, positions: int = 64) -> Any:
     """Return a Hugging Face tokenizer of the family's kind, trained on ``text``."""
+    from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    if family_of(family).tokens == "wordpiece":
+    kind = family_of(family).tokens
+    if kind == "wordpiece":
         names = dict(zip(("pad", "unk", "cls", "sep", "mask"), _BERT_SPECIALS, strict=True))
         core = _wordpiece(text, vocab)
+    elif kind == "clip":
+        names = dict.fromkeys(("eos", "pad", "unk"), _GPT_END) | {"bos": _CLIP_START}
+        core = _byte_pairs(text, vocab, [_GPT_END, _CLIP_START])
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{_CLIP_START} $A {_GPT_END}",
+            special_tokens=[(_GPT_END, 0), (_CLIP_START, 1)],
+        )
     else:
         names = dict.fromkeys(("bos", "eos", "pad", "unk"), _GPT_END)
-        core = _byte_pairs(text, vocab)
-    return PreTrainedTokenizerFast(
+        core = _byte_pairs(text, vocab, [_GPT_END])
+    made = PreTrainedTokenizerFast(
         tokenizer_object=core,
         model_max_length=positions,
         **{f"{name}_token": token for name, token in names.items()},
     )
+    if family == "llava":
+        made.add_special_tokens({"additional_special_tokens": [_IMAGE]})
+    return made
 
 
 def _fill(model: Any, seed: int) -> None:
@@ -167,7 +208,7 @@ def _pieces(words: list[str], count: int) -> list[str]:
     return [*base, *[piece for piece in ranked if piece not in set(base)]][:count]
 
 
-def _byte_pairs(text: str, vocab: int) -> Any:
+def _byte_pairs(text: str, vocab: int, specials: list[str]) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     core = Tokenizer(models.BPE())
@@ -178,7 +219,7 @@ def _byte_pairs(text: str, vocab: int) -> Any:
         text.splitlines(),
         trainers.BpeTrainer(
             vocab_size=vocab,
-            special_tokens=[_GPT_END],
+            special_tokens=specials,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         ),

@@ -11,13 +11,13 @@ import store
 from ingest.attended import attention_blocks, check_attention
 from ingest.config import HarvestConfig, TokensConfig
 from ingest.errors import ModelError
-from ingest.models import ADAPTERS, HookedModel, adapt, toy
+from ingest.models import HookedModel, adapt, toy
 from ingest.run import ingest
 from ingest.sources import SOURCES
 from jobs.runtimes.in_process import InProcess
 
 Z = ("blocks.1.attn.z",)
-FAMILIES = [name for name in ADAPTERS.names() if name != "mamba"]
+FAMILIES = [name for name in toy.reading() if name != "mamba"]
 
 
 def batch():

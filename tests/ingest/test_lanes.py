@@ -11,7 +11,7 @@ import torch
 import store
 from ingest.config import HarvestConfig, TokensConfig
 from ingest.errors import IngestError, ModelError
-from ingest.models import ADAPTERS, adapt, toy
+from ingest.models import adapt, toy
 from ingest.models.hooks import HookedModel
 from ingest.run import ingest
 from ingest.sources import SOURCES
@@ -22,7 +22,7 @@ LANES = ((0, 1), (2, 3, 4))
 LENGTH = 40
 
 
-@pytest.fixture(params=ADAPTERS.names(), scope="module")
+@pytest.fixture(params=toy.reading(), scope="module")
 def model(request):
     return toy.build(request.param, seed=7, layers=3)
 

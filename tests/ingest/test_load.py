@@ -25,14 +25,16 @@ from ingest.models import (
     toy,
 )
 
+FAMILIES = [name for name in toy.reading() if name != "llava"]  # see test_seeing.py
+
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
     root = tmp_path_factory.mktemp("toys")
-    return {family: toy.save(family, root / family) for family in ADAPTERS.names()}
+    return {family: toy.save(family, root / family) for family in FAMILIES}
 
 
-@pytest.fixture(params=ADAPTERS.names())
+@pytest.fixture(params=FAMILIES)
 def folder(request, originals, tmp_path):
     return Path(shutil.copytree(originals[request.param], tmp_path / request.param))
 
@@ -355,7 +357,7 @@ def test_provenance_is_text_and_integers(originals):
     assert all(isinstance(value, str | int) for value in facts.values())
 
 
-@pytest.mark.parametrize("family", ADAPTERS.names())
+@pytest.mark.parametrize("family", FAMILIES)
 def test_toys_are_equal_for_equal_seeds(family, originals, tmp_path):
     again, other = toy.save(family, tmp_path / "a"), toy.save(family, tmp_path / "b", seed=1)
     for path in originals[family].iterdir():

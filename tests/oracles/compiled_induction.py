@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ingest.models import Anatomy, AttentionSpec, HookedModel, LoadedModel, Tap
-from ingest.models.hooks import heads_of
+from ingest.models.views import heads_of
 
 VOCAB, LENGTH, LAYERS, HEADS, HEAD_WIDTH, JUNK = 16, 33, 2, 4, 33, 8
 BOS, SYMBOLS = VOCAB, VOCAB + 1

@@ -1,0 +1,103 @@
+"""Image files as pixels: cut and scaled to whole bytes, as a model's own processor does, and from bytes to the numbers it takes.
+
+What is kept of an image is what comes between the two: bytes of the size the model looks at, from which its numbers, and those of
+a model that scales them otherwise, follow exactly.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ingest.errors import ModelError, SourceError
+
+FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Pictures:
+    """A model's processor of images, of transformers and without torchvision."""
+
+    processor: Any
+    files: dict[str, bytes]
+    """What it is made from."""
+
+    @classmethod
+    def of(cls, folder: Path) -> Pictures:
+        """Read it from a model's folder.
+
+        Raises
+        ------
+        ModelError
+            ``processor-missing``, or ``model-broken``.
+        """
+        from transformers import AutoImageProcessor
+
+        files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+        if not files:
+            raise ModelError(
+                f"the model in {folder} sees images, and no {FILES[0]} there says how they become pixels. Nothing was loaded. "
+                "Copy it there from where the model came from.",
+                kind="processor-missing",
+                path=str(folder),
+            )
+        try:
+            processor = AutoImageProcessor.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, backend="pil"
+            )
+            json.loads(next(iter(files.values())))
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise ModelError(
+                f"the processor of images in {folder} cannot be read: {str(error).splitlines()[0]} Nothing was loaded. Copy its "
+                "files again.",
+                kind="model-broken",
+                path=str(folder),
+            ) from error
+        return cls(processor=processor, files=files)
+
+    def pixels(self, name: str, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Return an image file's pixels, ``uint8[height, width, 3]``, cut and scaled.
+
+        Raises
+        ------
+        SourceError
+            ``image-broken``: it is no image, or a damaged one.
+        """
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(io.BytesIO(data)) as opened:
+                opened.load()
+                made = self.processor(
+                    images=opened.convert("RGB"),
+                    return_tensors="np",
+                    do_rescale=False,
+                    do_normalize=False,
+                )
+        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+            raise SourceError(
+                f"the image {name!r} cannot be read: {str(error).splitlines()[0]}. What was committed before stands. Mend the "
+                "file, or leave it out of --corpus.",
+                kind="image-broken",
+                path=name,
+            ) from error
+        return np.ascontiguousarray(made["pixel_values"][0].transpose(1, 2, 0).astype(np.uint8))
+
+    def values(self, pixels_NHWC: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:
+        """Return what a model takes of some pixels, ``float32[N, 3, height, width]``."""
+        value = torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).to(torch.float32)
+        if self.processor.do_rescale:
+            value = value * self.processor.rescale_factor
+        if self.processor.do_normalize:
+            mean, std = (
+                torch.tensor(getattr(self.processor, name)).view(1, -1, 1, 1)
+                for name in ("image_mean", "image_std")
+            )
+            value = (value - mean) / std
+        return value.contiguous()

@@ -1,0 +1,430 @@
+"""Models that see: laws of their sites, images through a store, and what does not go together refused."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import store
+from ingest.attended import check_attention
+from ingest.config import HarvestConfig, TokensConfig
+from ingest.errors import IngestError, ModelError, SourceError
+from ingest.models import ADAPTERS, adapt, load, toy
+from ingest.models.contract import Given
+from ingest.models.pictures import Pictures
+from ingest.picturing import patches_of
+from ingest.planning import plan
+from ingest.run import ingest, ingest_into
+from ingest.showing import image_of
+from ingest.sources import SOURCES
+from jobs.runtimes.in_process import InProcess
+from store.tokens import FLAG_SPECIAL
+
+LAYERS = 3
+TOWERS = ("vit", "dinov2", "clip_vision_model")
+ROWS = 17  # a class token and 4 x 4 patches
+
+
+def test_every_family_that_sees_is_tried_here():
+    assert set(ADAPTERS.names()) - set(toy.reading()) == {*TOWERS, "clip"}
+
+
+def images(count=2, seed=0):
+    values = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    return Given(pixels=values)
+
+
+def batch(count=2, rows=ROWS):
+    ids = torch.zeros(count, rows, dtype=torch.long)
+    return ids, torch.ones_like(ids)
+
+
+@pytest.fixture(params=TOWERS, scope="module")
+def tower(request):
+    """Return (name, model, adapter, all sites of one batch)."""
+    model = toy.build(request.param, seed=5, layers=LAYERS)
+    adapter = adapt(model)
+    got = adapter.capture(*batch(), list(adapter.sites()), given=images())
+    return request.param, model, adapter, got
+
+
+def test_the_stream_is_what_transformers_calls_hidden_states(tower):
+    name, model, _, got = tower
+    with torch.inference_mode():
+        out = model(pixel_values=images().pixels, output_hidden_states=True)
+    for layer in range(LAYERS):
+        assert torch.equal(got[f"blocks.{layer}.resid_pre"], out.hidden_states[layer])
+    assert torch.equal(got[f"blocks.{LAYERS - 1}.resid_post"], out.hidden_states[LAYERS])
+    last = got.get("final.normalized", got[f"blocks.{LAYERS - 1}.resid_post"])
+    assert torch.equal(last, out.last_hidden_state)
+    if name != "clip_vision_model":
+        assert torch.equal(got["embed"], out.hidden_states[0])
+
+
+def test_the_stream_is_the_sum_of_what_its_halves_add(tower):
+    *_, got = tower
+    for layer in range(LAYERS):
+        at = {site.split(".", 2)[2]: value for site, value in got.items() if f"s.{layer}." in site}
+        attn, mlp = (at.get(f"{half}.scaled", at[f"{half}.out"]) for half in ("attn", "mlp"))
+        assert torch.equal(at["resid_pre"] + attn, at["resid_mid"])
+        assert torch.equal(at["resid_mid"] + mlp, at["resid_post"])
+
+
+def test_what_is_between_is_what_the_modules_make_of_it(tower):
+    _, _, adapter, got = tower
+    for layer in range(LAYERS):
+        block = f"blocks.{layer}"
+        tap = adapter._taps
+        with torch.inference_mode():
+            for before, after in (("attn.z", "attn.out"), ("mlp.post", "mlp.out")):
+                module = adapter.base.get_submodule(tap[f"{block}.{after}"].module)
+                given = got[f"{block}.{before}"].flatten(2)
+                assert torch.equal(module(given), got[f"{block}.{after}"])
+            first = adapter.base.get_submodule(tap[f"{block}.mlp.pre"].module)
+            assert torch.equal(first(got[f"{block}.mlp.in"]), got[f"{block}.mlp.pre"])
+            if f"{block}.mlp.pre_linear" not in got:
+                act = adapter.base.get_submodule(adapter.bends.activations[0].format(l=layer))
+                assert torch.equal(act(got[f"{block}.mlp.pre"]), got[f"{block}.mlp.post"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", TOWERS)
+def test_every_tower_attends_as_it_says(family, dtype):
+    adapter = adapt(toy.build(family, layers=2).to(dtype))
+    error = check_attention(adapter, *batch(), list(adapter.sites()), images())
+    assert 0 < error < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_the_forward_stops_at_the_deepest_site(tower):
+    name, model, adapter, _ = tower
+    ran = []
+    handles = [
+        module.register_forward_hook(lambda *_, path=path: ran.append(path))
+        for path, module in model.base_model.named_modules()
+    ]
+    adapter.capture(*batch(), ["blocks.0.resid_post"], given=images())
+    for handle in handles:
+        handle.remove()
+    assert any("0" in path.split(".") for path in ran)
+    assert not any("1" in path.split(".") and "layer" in path for path in ran), name
+
+
+def test_a_gated_dinov2_has_both_branches():
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8
+    )
+    config.use_swiglu_ffn = True
+    adapter = adapt(Dinov2Model(config).eval())
+    sites = [f"blocks.1.mlp.{name}" for name in ("pre", "pre_linear", "post")]
+    got = adapter.capture(*batch(), sites, given=images())
+    gate, linear, post = got.values()
+    torch.testing.assert_close(torch.nn.functional.silu(gate) * linear, post)
+
+
+def test_dinov2_takes_other_sizes_in_whole_patches_and_vit_does_not():
+    wide = Given(pixels=torch.randn(2, 3, 24, 40))
+    got = adapt(toy.build("dinov2")).capture(*batch(2, 16), ["embed"], given=wide)
+    assert got["embed"].shape == (2, 16, 32)
+    with pytest.raises(ModelError, match=r"image-size.*24 x 40.*takes 32 x 32"):
+        adapt(toy.build("vit")).capture(*batch(2, 16), ["embed"], given=wide)
+    uneven, dinov2 = Given(pixels=torch.randn(2, 3, 24, 41)), adapt(toy.build("dinov2"))
+    with pytest.raises(ModelError, match=r"image-size.*multiples of 8"):
+        dinov2.capture(*batch(2, 16), ["embed"], given=uneven)
+
+
+@pytest.mark.parametrize("family", [*TOWERS, "clip"])
+def test_a_model_that_sees_is_not_run_blind(family):
+    adapter = adapt(toy.build(family))
+    with pytest.raises(ModelError, match=r"no-images.*--source images"):
+        adapter.capture(*batch(), list(adapter.sites())[:1])
+
+
+def test_both_halves_of_a_pair_are_what_clip_makes_of_them():
+    model = toy.build("clip", seed=3)
+    text = torch.tensor([[1, 30, 40, 0, 0], [1, 50, 60, 70, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+    given = Given(pixels=images().pixels, text=text, text_mask=mask)
+    adapter = adapt(model)
+    got = adapter.capture(*batch(2, 1), list(adapter.sites()), given=given)
+    with torch.inference_mode():
+        out = model(pixel_values=given.pixels, input_ids=text, attention_mask=mask)
+    for half, embeds in (("image", out.image_embeds), ("text", out.text_embeds)):
+        mine = got[f"{half}.embed"][:, 0]
+        torch.testing.assert_close(mine / mine.norm(dim=-1, keepdim=True), embeds)
+    with torch.inference_mode():
+        for half, project in (
+            ("image", model.visual_projection),
+            ("text", model.text_projection),
+        ):
+            assert torch.equal(project(got[f"{half}.pooled"]), got[f"{half}.embed"])
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def png(seed, size=(41, 53)):
+    generator = np.random.default_rng(seed)
+    block = generator.integers(0, 255, (*size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(block).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("images")
+    for number in range(23):
+        (where / f"{number:02}.png").write_bytes(png(number, (30 + number, 50)))
+    lines = [
+        {"image": f"{number:02}.png", "text": f"the mill, seen {number} times"}
+        for number in range(23)
+    ]
+    (where / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return where
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return {
+        name: toy.save(name, root / name)
+        for name in (*TOWERS, "clip", "clip_text_model", "llava", "llama")
+    }
+
+
+def test_pixels_are_the_processors_to_the_bit_and_numbers_to_rounding(models):
+    pictures = Pictures.of(models["vit"])
+    data = png(1)
+    pixels = pictures.pixels("x", data)
+    assert pixels.shape == (32, 32, 3)
+    whole = pictures.processor(images=Image.open(io.BytesIO(data)), return_tensors="np")
+    np.testing.assert_allclose(
+        pictures.values(pixels[None])[0].numpy(), whole["pixel_values"][0], atol=1e-6
+    )
+
+
+def test_patches_put_together_are_the_image():
+    image = np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)
+    patches = patches_of(image, 8)
+    assert patches.shape == (15, 8, 8, 3)
+    np.testing.assert_array_equal(patches[6], image[8:16, 8:16])
+    np.testing.assert_array_equal(image_of(patches[None], (3, 5))[0], image)
+
+
+def run(url, model, source, sites, **options):
+    tokens = TokensConfig(source=source, part_rows=256, **options)
+    harvest = HarvestConfig(model=str(model), sites=sites, dtype="float32", batch=4)
+    ingest(url, tokens, harvest, runtime=InProcess())
+    return store.open(url)
+
+
+def shown(folder, kind="images"):
+    return SOURCES.get(kind)(paths=(str(folder),))
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_images_become_rows_of_patches(tmp_path, folder, models, family):
+    sites = ("blocks.0.attn.z", "blocks.1.resid_post", "stat.norm.blocks.0.resid_post")
+    held = run(tmp_path / "s", models[family], shown(folder), sites)
+    sequences = held.arrow("sequences").to_pydict()
+    assert sequences["rows"] == [ROWS] * 23
+    assert set(sequences["grid"]) == {"4x4"}
+    assert held.coverage["acts"].parts == 2
+    tokens = held.arrow("tokens").to_pydict()
+    special = [bool(flags & FLAG_SPECIAL) for flags in tokens["flags"]]
+    assert special == [pos == 0 for pos in tokens["pos"]]
+    loaded = load(models[family], dtype="float32")
+    for number in (0, 22):
+        pixels = loaded.pictures.pixels("x", (folder / f"{number:02}.png").read_bytes())
+        rows = np.array(tokens["row"][number * ROWS :][:ROWS])
+        np.testing.assert_array_equal(held.gather("inputs:pixels", rows)[1:], patches_of(pixels, 8))
+        alone = loaded.adapter.capture(
+            *batch(1), list(sites[:2]), given=Given(pixels=loaded.pictures.values(pixels[None]))
+        )
+        for site, value in alone.items():
+            np.testing.assert_allclose(
+                held.gather(site, rows), value[0].numpy(), rtol=1e-4, atol=1e-4
+            )
+    assert store.verify(held).ok
+    before = held.digest()
+    assert run(tmp_path / "s", models[family], shown(folder), sites).digest() == before
+
+
+def test_another_model_of_the_same_patches_is_added_without_the_files(tmp_path, folder, models):
+    run(tmp_path / "s", models["vit"], shown(folder), ("blocks.1.resid_post",))
+    harvest = HarvestConfig(
+        model=str(models["dinov2"]),
+        sites=("blocks.1.attn.scaled",),
+        dtype="float32",
+        batch=4,
+        group="other",
+    )
+    ingest_into(tmp_path / "s", harvest, runtime=InProcess())
+    direct = run(tmp_path / "t", models["dinov2"], shown(folder), ("blocks.1.attn.scaled",))
+    rows = slice(0, 23 * ROWS)
+    np.testing.assert_array_equal(
+        store.open(tmp_path / "s").read("blocks.1.attn.scaled", rows),
+        direct.read("blocks.1.attn.scaled", rows),
+    )
+    text = HarvestConfig(model=str(models["llama"]), sites=("embed",), group="no")
+    with pytest.raises(ModelError, match=r"inputs-differ.*looks at texts"):
+        ingest_into(tmp_path / "s", text, runtime=InProcess())
+
+
+def test_a_clip_checkpoint_gives_what_the_source_shows(tmp_path, folder, models):
+    vision = run(tmp_path / "v", models["clip"], shown(folder), ("blocks.1.resid_post",))
+    assert vision.read("blocks.1.resid_post", slice(0, 5)).shape == (5, 64)
+    corpus = tmp_path / "texts"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text(toy.TEXT)
+    text = run(
+        tmp_path / "t", models["clip"], SOURCES.get("text")(paths=(str(corpus),)), ("embed",)
+    )
+    assert text.read("embed", slice(0, 5)).shape == (5, 32)
+    sites = ("image.embed", "text.embed", "text.pooled")
+    pairs = run(tmp_path / "p", models["clip"], shown(folder, "image_text"), sites)
+    assert pairs.arrow("sequences").to_pydict()["rows"] == [1] * 23
+    loaded = load(models["clip"], dtype="float32")
+    texts = pairs.arrow("documents").to_pydict()["text"]
+    encoded = loaded.tokenizer(texts, padding=True, return_tensors="pt")
+    pixels = [loaded.pictures.pixels("x", (folder / f"{n:02}.png").read_bytes()) for n in range(23)]
+    with torch.inference_mode():
+        out = loaded.model(
+            pixel_values=loaded.pictures.values(np.stack(pixels)),
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+        )
+    for site, wanted in (("image.embed", out.image_embeds), ("text.embed", out.text_embeds)):
+        mine = torch.from_numpy(np.array(pairs.read(site, slice(0, 23))))
+        mine = mine / mine.norm(dim=-1, keepdim=True)
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_images_stand_among_the_tokens_of_a_decoder(tmp_path, folder, models):
+    sites = ("blocks.1.resid_post", "blocks.0.attn.z", "loss")
+    held = run(tmp_path / "s", models["llava"], shown(folder, "image_text"), sites, context=64)
+    loaded = load(models["llava"], dtype="float32")
+    token = loaded.adapter.vision.token
+    tokens = {name: np.array(v) for name, v in held.arrow("tokens").to_pydict().items()}
+    sequences = held.arrow("sequences").to_pydict()
+    documents = held.arrow("documents").to_pydict()
+    for number in (0, 11, 22):
+        rows = tokens["seq_id"] == sequences["seq_id"][number]
+        ids = tokens["token_id"][rows]
+        assert (ids == token).sum() == 16
+        pixels = loaded.pictures.pixels("x", (folder / f"{number:02}.png").read_bytes())
+        text = loaded.tokenizer("\n" + documents["text"][number])["input_ids"]
+        assert ids.tolist() == [token] * 16 + text
+        given = {
+            "input_ids": torch.from_numpy(ids.astype(np.int64))[None],
+            "pixel_values": loaded.pictures.values(pixels[None]),
+            "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        }
+        with torch.inference_mode():
+            out = loaded.model(**given, output_hidden_states=True, use_cache=False)
+        mine = held.gather("blocks.1.resid_post", tokens["row"][rows])
+        again = loaded.adapter.capture(
+            given["input_ids"],
+            given["attention_mask"],
+            ["blocks.1.resid_pre", "blocks.1.resid_post"],
+            given=Given(pixels=given["pixel_values"]),
+        )
+        torch.testing.assert_close(again["blocks.1.resid_pre"], out.hidden_states[1])
+        np.testing.assert_allclose(
+            mine, again["blocks.1.resid_post"][0].numpy(), rtol=1e-4, atol=1e-4
+        )
+        for low, high, word in zip(
+            tokens["char_start"][rows][17:],
+            tokens["char_end"][rows][17:],
+            loaded.tokenizer.batch_decode(ids[17:, None]),
+            strict=True,
+        ):
+            assert documents["text"][number][low:high].strip() == word.strip()
+
+
+def test_plans_of_images_hold(tmp_path, folder, models):
+    sites = ("blocks.1.resid_post",)
+    tokens = TokensConfig(source=shown(folder), part_rows=256)
+    harvest = HarvestConfig(model=str(models["vit"]), sites=sites, dtype="float32", batch=4)
+    estimate = plan(tokens, harvest)
+    held = run(tmp_path / "s", models["vit"], shown(folder), sites)
+    assert estimate.rows == held.coverage["acts"].rows == 23 * ROWS
+    assert estimate.flops > 0
+
+
+# -- what does not go together ---------------------------------------------------------------------------------------
+
+
+def test_sources_and_models_that_do_not_go_together(tmp_path, folder, models):
+    url = tmp_path / "s"
+    corpus = tmp_path / "texts"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text(toy.TEXT)
+    texts = SOURCES.get("text")(paths=(str(corpus),))
+    for model, source, said in (
+        ("llama", shown(folder), "takes texts, and the source gives images"),
+        ("vit", texts, r"takes images.*--source images"),
+        ("vit", shown(folder, "image_text"), "takes images"),
+        ("llava", shown(folder), "takes images with texts"),
+    ):
+        with pytest.raises(ModelError, match=f"wrong-source.*{said}"):
+            run(url, models[model], source, ("embed",))
+    for options, kind in (
+        ({"context": 32}, "setting-unused"),
+        ({"packing": "fill"}, "setting-unused"),
+    ):
+        with pytest.raises(IngestError, match=kind):
+            run(url, models["vit"], shown(folder), ("embed",), **options)
+    with pytest.raises(IngestError, match=r"context-too-short.*an image takes 16"):
+        run(url, models["llava"], shown(folder, "image_text"), ("embed",), context=12)
+    assert not url.exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(b"", "cannot be read"), (b"no image", "cannot be read"), (png(1)[:-400], "cannot be read")],
+    ids=["empty", "text", "cut short"],
+)
+def test_a_broken_image_is_named(tmp_path, folder, models, data, said):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png(0))
+    (tmp_path / "images" / "b.png").write_bytes(data)
+    with pytest.raises(SourceError, match=rf"image-broken.*'b\.png' {said}") as caught:
+        run(tmp_path / "s", models["vit"], shown(tmp_path / "images"), ("embed",))
+    assert caught.value.where["path"] == "b.png"
+    (tmp_path / "images" / "b.png").write_bytes(png(5))
+    with pytest.raises(store.ActlakeError):  # other files are another corpus
+        run(tmp_path / "s", models["vit"], shown(tmp_path / "images"), ("embed",))
+
+
+def test_a_model_without_its_processor_is_refused(tmp_path):
+    where = toy.save("vit", tmp_path / "m")
+    (where / "preprocessor_config.json").unlink()
+    with pytest.raises(ModelError, match=r"processor-missing.*preprocessor_config\.json"):
+        load(where)
+    (where / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ModelError, match="model-broken"):
+        load(where)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"image": "none.png", "text": "x"}, "'none.png' is no file"),
+        ({"image": 3, "text": "x"}, "is no path"),
+        ({"image": "a.png", "text": " "}, "is no text"),
+        ({"picture": "a.png"}, "it has no image, text"),
+    ],
+)
+def test_a_line_that_is_no_pair_is_named(tmp_path, models, line, said):
+    (tmp_path / "a.png").write_bytes(png(0))
+    (tmp_path / "p.jsonl").write_text(json.dumps(line))
+    with pytest.raises(SourceError, match=rf"corpus-unreadable: line p\.jsonl:1 .*{said}"):
+        run(tmp_path / "s", models["clip"], shown(tmp_path, "image_text"), ("image.embed",))
