@@ -84,12 +84,15 @@ def whole_groups(store: Store, groups: Sequence[str] | None = None) -> list[Grou
 
 
 def stored_sites(store: Store, groups: Sequence[str] | None = None) -> list[str]:
-    """Return the dense columns of some groups (default: all) that hold whole sequences, each name once."""
+    """Return the dense columns of some groups (default: all) that hold whole sequences, each name once.
+
+    Where no group is named, columns of bytes are left out: they are pixels, not what a site held.
+    """
     dense = (
         column.name
         for group in whole_groups(store, groups)
         for column in group.columns.values()
-        if column.kind == "dense"
+        if column.kind == "dense" and (groups is not None or column.dtype != "uint8")
     )
     return list(dict.fromkeys(dense))
 

@@ -9,8 +9,6 @@ from typing import ClassVar
 from ingest.contract import Picture
 from ingest.sources.registry import SOURCES, file_bytes, file_hashes, find_files, seeded_order
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
 
 @SOURCES.register("images")
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +16,10 @@ class Images:
     """Image files, or all of them below folders; of moving ones the first picture."""
 
     shows: ClassVar[str] = "images"
+    endings: ClassVar[tuple[str, ...]] = (
+        *(".png", ".jpg", ".jpeg", ".webp"),
+        *(".bmp", ".gif", ".tif", ".tiff"),
+    )
 
     paths: tuple[str, ...]
     """Image files, or folders of them."""
@@ -26,11 +28,11 @@ class Images:
 
     def inputs(self) -> Mapping[str, str]:
         """Return the sha256 of every file."""
-        return file_hashes(find_files(self.paths, ENDINGS))
+        return file_hashes(find_files(self.paths, self.endings))
 
     def pictures(self) -> Iterator[Picture]:
         """Yield one picture a file."""
-        files = find_files(self.paths, ENDINGS)
+        files = find_files(self.paths, self.endings)
         if self.order_seed is not None:
             order = seeded_order([name for name, _ in files], self.order_seed)
             files = [files[index] for index in order]

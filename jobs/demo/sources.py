@@ -16,6 +16,9 @@ def source_for(corpus: tuple[str, ...], *, seed: int | None) -> Any:
     for kind in ("jsonl", "parquet"):
         if endings == {f".{kind}"}:
             return SOURCES.get(kind)(paths=corpus)
+    images = SOURCES.get("images")
+    if endings and endings <= set(images.endings):
+        return images(paths=corpus, order_seed=seed)
     return SOURCES.get("text")(paths=corpus, order_seed=seed)
 
 

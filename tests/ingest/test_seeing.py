@@ -22,7 +22,9 @@ from ingest.planning import plan
 from ingest.run import ingest, ingest_into
 from ingest.showing import image_of
 from ingest.sources import SOURCES
+from jobs.demo.sources import source_for
 from jobs.runtimes.in_process import InProcess
+from jobs.sequences import stored_sites
 from store.tokens import FLAG_SPECIAL
 
 LAYERS = 3
@@ -428,3 +430,16 @@ def test_a_line_that_is_no_pair_is_named(tmp_path, models, line, said):
     (tmp_path / "p.jsonl").write_text(json.dumps(line))
     with pytest.raises(SourceError, match=rf"corpus-unreadable: line p\.jsonl:1 .*{said}"):
         run(tmp_path / "s", models["clip"], shown(tmp_path, "image_text"), ("image.embed",))
+
+
+def test_statistics_without_sites_leave_pixels_alone(tmp_path, folder, models):
+    run(tmp_path / "s", models["vit"], shown(folder), ("blocks.0.resid_post", "blocks.1.attn.z"))
+    held = store.open(tmp_path / "s")
+    assert stored_sites(held) == ["blocks.0.resid_post", "blocks.1.attn.z"]
+    assert stored_sites(held, ["inputs"]) == ["pixels"]
+
+
+def test_a_folder_of_images_is_a_corpus_of_images(folder, tmp_path):
+    (tmp_path / "a.PNG").write_bytes(png(0))
+    assert source_for((str(tmp_path),), seed=None).kind == "images"
+    assert source_for((str(folder),), seed=None).kind == "text"  # there are lines among them
