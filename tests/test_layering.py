@@ -44,6 +44,7 @@ DOORS = {
     "triton": ("jobs.kernels.impls",),
     "matplotlib": ("jobs.report.plots",),
     "fsspec": ("store.object_store",),
+    "datasets": ("ingest.sources.huggingface",),
     "torch": ("ingest", "jobs"),
     "tyro": ("jobs.cli", "jobs.config", "jobs.progress"),
     "rich": ("jobs.cli", "jobs.config", "jobs.progress"),
