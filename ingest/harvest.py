@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ingest.models.planted import TRUTH_FILE
 from ingest.pace import Pace
 from ingest.part_rows import PartRows
 from ingest.plan import Batch, Batching, Padded
+from ingest.ring import Landing, Ring
 from ingest.showing import Showing
 from ingest.tasks import answers_of, partners_of
 from store import Codes, Store, Writer
@@ -109,6 +111,7 @@ class Harvester:
         seeing = self._loaded.adapter.vision is not None and job.sees != "texts"
         self._showing = Showing(self._store, self._loaded) if seeing else None
         self._pace = Pace()
+        self._ring = Ring(job.device)
         self._stopping = False
         self._attends, self._attention_error = False, 0.0
         self._derived = Derived(self._loaded.adapter)
@@ -136,6 +139,7 @@ class Harvester:
             with self._pace.working():
                 self._harvest(part, watching)
         except BaseException:
+            self._ring.cancel()
             self._writer.abandon()
             raise
         finally:
@@ -156,23 +160,32 @@ class Harvester:
     def _harvest(self, part: int, watching: Sequence[Observer]) -> None:
         for observer in watching:
             observer.begin(part)
-        for block, last in self._blocks(part, watching):
+        for block, landing, last in self._blocks(part, watching):
             if self._stopping:
                 raise StoppedError
+            if watching:
+                landing.wait()
             for observer in watching:
                 observer.observe(block)
                 if last:
                     observer.end(part)
-            bits = {site: _bits(block.sites[site]) for site in self._job.sites}
             if last:
                 self._provenance.update(self._pace.lap())
             with self._pace.storing():
-                self._writer.put(block.row_ids, bits, raw=True)
+                self._ring.submit(partial(self._write, block.row_ids, landing))
+        with self._pace.storing():
+            self._ring.drain()
+        self._pace.stored(self._ring.cpu_seconds())
+
+    def _write(self, row_ids: Array, landing: Landing) -> None:
+        values = landing.wait()
+        bits = {site: _bits(values[site]) for site in self._job.sites}
+        self._writer.put(row_ids, bits, raw=True)
 
     def _blocks(
         self, part: int, watching: Sequence[Observer]
-    ) -> Iterator[tuple[SequenceBlock, bool]]:
-        """Yield the part's batches as blocks, and whether each is the last."""
+    ) -> Iterator[tuple[SequenceBlock, Landing, bool]]:
+        """Yield the part's batches as blocks, when their values are there, and whether each is the last."""
         rows = PartRows.of(self._store, part)
         between = self._gradient is not None and self._gradient.rule.point != "here"
         partners = partners_of(rows.sequences) if between else None
@@ -189,10 +202,16 @@ class Harvester:
             other = None if partners is None else rows.laid(batch, self._pad, partners).ids
             self._check_attention(rows, mine, sites)
             values = self._captured(laid, seen, batch.count, sites, asked, other)
+            landing = self._ring.land(values, lasting=bool(watching))
             block = SequenceBlock.cut(
-                part, rows.columns, rows.bounds, first=batch.first, count=batch.count, sites=values
+                part,
+                rows.columns,
+                rows.bounds,
+                first=batch.first,
+                count=batch.count,
+                sites=landing.values,
             )
-            yield block, batch.first + batch.count == len(rows.lengths)
+            yield block, landing, batch.first + batch.count == len(rows.lengths)
 
     def _longest(self, rows: PartRows) -> int | None:
         """Return the longest a lane may be: exactly an image's rows where those are all it holds."""
@@ -218,7 +237,7 @@ class Harvester:
         answers: Mapping[str, torch.Tensor] | None,
         other_BT: Array | None,
     ) -> dict[str, torch.Tensor]:
-        """Return ``{site: [R, *shape]}`` of the real rows, on the CPU, in the stored dtype."""
+        """Return ``{site: [R, *shape]}`` of the real rows, on the model's device, in the stored dtype."""
         device = torch.device(self._job.device)
         ids_BT = torch.from_numpy(laid.ids).to(device)
         mask_BT = torch.from_numpy(laid.mask).to(device)
@@ -232,13 +251,11 @@ class Harvester:
         else:
             partner = None if other_BT is None else torch.from_numpy(other_BT).to(device)
             captured = self._gradient.at(adapter, ids_BT, mask_BT, sites, count, answers, partner)
-        real = torch.from_numpy(laid.real).to(device)
+        # Two lists of places and no mask: a GPU would stop to count what a mask holds.
+        at = tuple(torch.from_numpy(one).to(device) for one in laid.real.nonzero())
         kept = {site: self._known[site].dtype or self._job.dtype for site in sites}
         dtypes = {site: getattr(torch, dtype) for site, dtype in kept.items()}
-        return {
-            site: captured[site][real].to(device="cpu", dtype=dtypes[site]).contiguous()
-            for site in sites
-        }
+        return {site: captured[site][at].to(dtype=dtypes[site]).contiguous() for site in sites}
 
     def _check_attention(self, rows: PartRows, mine: Array, sites: Sequence[str]) -> None:
         """Raise where the model does not attend as its family says; asked once, of the first sequences there are."""
@@ -257,6 +274,7 @@ class Harvester:
 
     def close(self) -> None:
         """Seal the group where its last part is committed, and what the observers write."""
+        self._ring.close()
         self._writer.close()
         for observer in self._observers:
             observer.close()

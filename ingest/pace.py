@@ -49,9 +49,8 @@ class Pace:
         self,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        cpu: Callable[[], float] = time.thread_time,
     ) -> None:
-        self._clock, self._now, self._cpu = clock, now, cpu
+        self._clock, self._now = clock, now
         self._since: float | None = None
         self._work = self._store = 0.0
         self._spent = Spent()
@@ -69,13 +68,17 @@ class Pace:
     @contextmanager
     def storing(self) -> Iterator[None]:
         """Count the time inside as waiting for the store."""
-        began, busy = self._clock(), self._cpu()
+        began = self._clock()
         try:
             yield
         finally:
             waited = self._clock() - began
             self._store += waited
-            self._spent += Spent(waited_seconds=waited, storing_cpu_seconds=self._cpu() - busy)
+            self._spent += Spent(waited_seconds=waited)
+
+    def stored(self, cpu_seconds: float) -> None:
+        """Count CPU time of writing."""
+        self._spent += Spent(storing_cpu_seconds=cpu_seconds)
 
     def lap(self) -> dict[str, str]:
         """Return ``{finished, seconds, store_seconds}`` since the lap before, and begin another.

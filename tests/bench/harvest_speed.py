@@ -30,7 +30,8 @@ import store
 from ingest.config import HarvestConfig, TokensConfig
 from ingest.harvest import Harvester
 from ingest.models import LoadedModel, bundled_causal, load, resolve_sites
-from ingest.plan import batches, padded
+from ingest.part_rows import PartRows
+from ingest.plan import batches
 from ingest.run import _job, ingest
 from ingest.sources import SOURCES
 from jobs.runtimes.in_process import InProcess
@@ -75,16 +76,12 @@ class Bench:
 
     def batches_of(self, part: int) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
         """Return (ids, mask, sequences) of a part's batches, as a harvest makes them."""
-        commit = self.made.view.commit("tokens", part)
-        ids = self.made.view.table(commit, "tokens.parquet").column("token_id").to_numpy()
-        lengths = self.made.view.table(commit, "sequences.parquet").column("rows").to_numpy()
-        lengths = lengths.astype(np.int64)
-        starts = np.cumsum(lengths) - lengths
+        rows = PartRows.of(self.made, part)
         pad = self.loaded.tokenizer.pad_token_id or 0
         found = []
-        for one in batches(lengths.tolist(), self.batch, self.loaded.adapter.max_positions):
-            pair = padded(ids, starts, lengths, one, pad)
-            found.append((*(torch.from_numpy(array) for array in pair), one.count))
+        for one in batches(rows.lengths.tolist(), self.batch, self.loaded.adapter.max_positions):
+            laid = rows.laid(one, pad)
+            found.append((torch.from_numpy(laid.ids), torch.from_numpy(laid.mask), one.count))
         return found
 
     def forward(self, sites: Sequence[str]) -> None:
@@ -97,7 +94,7 @@ class Bench:
     def harvest(self, sites: Sequence[str], group: str) -> tuple[float, float]:
         """Write a group; return the seconds in which the model waited, and the bytes kept."""
         fresh = self.made.refresh()
-        job = _job(fresh, self.config(sites, group), self.loaded, sites)
+        job = _job(fresh, self.config(sites, group), self.loaded, sites, self.context, "texts")
         worker = Harvester(job, self.loaded)
         for part in fresh.view.parts("tokens"):
             worker.run(part)

@@ -50,15 +50,16 @@ def test_laps_add_up_and_idle_time_is_nobodys():
 
 
 def test_what_was_spent_is_told_once_and_in_full():
-    clock, cpu = Clock(), Clock()
-    pace = Pace(clock=clock, cpu=cpu)
+    clock = Clock()
+    pace = Pace(clock=clock)
     with pace.working():
         clock.at += 3
         with pace.storing():
-            clock.at, cpu.at = clock.at + 1, cpu.at + 0.25
+            clock.at += 1
         pace.lap()
         with pace.storing():  # the commit itself
-            clock.at, cpu.at = clock.at + 2, cpu.at + 0.5
+            clock.at += 2
+        pace.stored(0.75)
     assert pace.spent() == Spent(work_seconds=6.0, waited_seconds=3.0, storing_cpu_seconds=0.75)
     assert pace.spent() == Spent()
 
