@@ -10,12 +10,15 @@ from typing import Any
 from ingest.config import HarvestConfig, TokensConfig
 from ingest.contract import ObserverPlan, PairSource, PictureSource
 from ingest.errors import IngestError, OverBudgetError, SiteError
+from ingest.generating import Generating, check_room
+from ingest.generation import Generation
 from ingest.gradients import Gradient, check_answers, check_differentiable, stored_dtype
 from ingest.models import LoadedModel, check_device, load, resolve_dtype, resolve_sites
 from ingest.models.backward import check_gradients, check_head
 from ingest.models.derived import PREDICTED, Derived, is_derived
 from ingest.models.facts import ModelFacts
 from ingest.models.lanes import check_lanes
+from ingest.models.matrices import resolve
 from ingest.picturing import Picturing, check_shown, resolve_rows
 from ingest.showing import check_inputs, sees_of
 from ingest.tasks import ROLES, Pairing, check_group, has_answers
@@ -28,6 +31,9 @@ from store.tables import column
 from store.values import check_columns
 from store.windows import free_memory_bytes
 
+Rows = Pairing | Tokenizing | Picturing | Generating
+"""What makes rows of a source."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
@@ -35,7 +41,7 @@ class Asked:
 
     loaded: LoadedModel
     sites: list[str]
-    rows: Pairing | Tokenizing | Picturing
+    rows: Rows
     context: int
     part_rows: int
 
@@ -179,10 +185,10 @@ def sees(source: object) -> str | None:
     return "images" if source.shows == "images" else None
 
 
-def _rows(
-    tokens: TokensConfig, loaded: LoadedModel, context: int
-) -> Pairing | Tokenizing | Picturing:
+def _rows(tokens: TokensConfig, loaded: LoadedModel, context: int) -> Rows:
     """Return what cuts a source into rows."""
+    if tokens.generation is not None and not isinstance(tokens.source, PairSource | PictureSource):
+        return _going_on(tokens, tokens.generation, loaded, context)
     if isinstance(tokens.source, PictureSource):
         return Picturing(config=tokens, loaded=loaded, context=context)
     if isinstance(tokens.source, PairSource):
@@ -192,13 +198,32 @@ def _rows(
     )
 
 
+def _going_on(
+    tokens: TokensConfig, generation: Generation, loaded: LoadedModel, context: int
+) -> Generating:
+    """Return what makes prompts of a source, with room for what follows them."""
+    check_room(tokens, generation, context)
+    prompts = Tokenizing(
+        config=tokens,
+        source=tokens.source,
+        tokenizer=loaded.tokenizer,
+        context=context - generation.tokens,
+        open_ended=True,
+    )
+    return Generating(prompts=prompts, loaded=loaded, generation=generation)
+
+
 def _check_columns(harvest: HarvestConfig, loaded: LoadedModel, sites: Sequence[str]) -> None:
     """Raise, before anything is written, where the columns could not be kept together or coded as asked."""
     declared = specs(harvest, loaded, sites)
     columns = {
         name: Column.parse(name, spec, codec=harvest.codec) for name, spec in declared.items()
     }
-    check_columns(harvest.group, columns, masked=False)
+    check_columns(harvest.group, columns, masked=harvest.sample is not None)
+    if harvest.weights:
+        adapter: Any = loaded.adapter
+        if {"W_U"} & set(resolve(harvest.weights, adapter)):
+            check_head(loaded.model)
 
 
 def _check_memory(

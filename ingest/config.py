@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingest.errors import IngestError
+from ingest.generation import Generation
+from ingest.sampling import Sample
 
 BOS = ("auto", "sequence", "document", "none")
 PACKINGS = ("none", "fill")
@@ -30,6 +32,8 @@ class TokensConfig:
     """``none``: a sequence is of one document; ``fill``: documents of a split follow one another, cut every context."""
     duplicates: str = "keep"
     """What becomes of a document whose text an earlier one has: ``keep`` or ``drop``."""
+    generation: Generation | None = None
+    """How a model goes on from every sequence, where one is to."""
     split_seed: int = 0
     text: bool = True
     """Whether documents keep their text in the store."""
@@ -80,6 +84,10 @@ class HarvestConfig:
     device: str = "cpu"
     revision: str | None = None
     allow_nonfinite: bool = False
+    sample: Sample | None = None
+    """Which rows are kept; None keeps all."""
+    weights: tuple[str, ...] = ()
+    """Weights to keep beside the columns (`ingest.models.matrices`)."""
     group: str = "acts"
     gradient: str | None = None
     """Rule by which the metric's gradient at the sites is written, in place of their values."""

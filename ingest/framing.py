@@ -11,6 +11,7 @@ from ingest.config import TokensConfig
 from ingest.contract import Array
 from ingest.errors import IngestError, ModelError
 
+_FLAGS = {"generation": "generate"}
 _FEW_WORDS = 256  # fewer than the bytes a tokenizer of any text needs
 
 
@@ -129,6 +130,7 @@ def check_unframed(config: TokensConfig, what: str, *names: str) -> None:
         value = getattr(config, flag)
         if value != next(one.default for one in fields(config) if one.name == flag):
             raise IngestError(
-                f"--{flag} {value} was said of the source {config.source.kind!r}, {what}. Nothing was written. Leave it out.",
+                f"--{_FLAGS.get(flag, f'{flag} {value}')} was said of the source {config.source.kind!r}, {what}. Nothing was "
+                "written. Leave it out.",
                 kind="setting-unused",
             )

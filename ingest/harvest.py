@@ -17,7 +17,7 @@ from ingest.attended import (
     attention_blocks,
     check_attention,
 )
-from ingest.contract import Array, Observer, SequenceBlock, StoppedError, VectorSource
+from ingest.contract import Array, Observer, SequenceBlock, StoppedError
 from ingest.errors import ModelError
 from ingest.gradients import Gradient
 from ingest.models import LoadedModel, load, provenance
@@ -29,9 +29,10 @@ from ingest.pace import Pace
 from ingest.part_rows import PartRows
 from ingest.plan import Batch, Batching, Padded
 from ingest.ring import Landing, Ring
+from ingest.sampling import Sample
 from ingest.showing import Showing
 from ingest.tasks import answers_of, partners_of
-from store import Codes, Store, Writer
+from store import Store, Writer
 from store import open as open_store
 from store.commits import exists
 from store.layout import commit_key
@@ -53,6 +54,8 @@ class HarvestJob:
     codec: str
     attn_implementation: str
     device: str
+    weights: str | None
+    """Asset of the weights that are kept beside the columns."""
     sees: str | None
     """What the model is shown alone, ``texts`` or ``images``; None for images with texts."""
     allow_nonfinite: bool | tuple[str, ...]
@@ -66,21 +69,27 @@ def harvest_recipe(
     dtypes: Mapping[str, str],
     batching: Batching,
     gradient: Gradient | None = None,
+    sample: Sample | None = None,
 ) -> dict[str, Any]:
     """Return everything a harvested group is a function of."""
-    model = {"commit": loaded.revision} if loaded.revision else dict(loaded.files)
     return {
         "schema": 1,
         "tokens": tokens,
-        "model": {"family": loaded.adapter.family, **model},
+        "model": identity_of(loaded),
         "sites": list(sites),
         "dtypes": dict(dtypes),
         "compute_dtype": loaded.compute_dtype,
         "batch": batching.to_json(),
         "gradient": None if gradient is None else gradient.rule.to_json(),
         "metric": None if gradient is None else to_json(gradient.metric),
-        "mask": None,
+        "mask": None if sample is None else sample.to_json(),
     }
+
+
+def identity_of(loaded: LoadedModel) -> dict[str, Any]:
+    """Return what a recipe keeps of a model: its family, and its commit or the hashes of its files."""
+    model = {"commit": loaded.revision} if loaded.revision else dict(loaded.files)
+    return {"family": loaded.adapter.family, **model}
 
 
 class Harvester:
@@ -105,6 +114,7 @@ class Harvester:
         self._observers = observers
         self._loaded = loaded or _load(job)
         self._gradient = Gradient.of_recipe(job.recipe)
+        self._sample = Sample.of_recipe(job.recipe)
         tokenizer = self._loaded.tokenizer
         self._pad = 0 if tokenizer is None else tokenizer.pad_token_id or 0
         self._store = open_store(job.url)
@@ -120,6 +130,7 @@ class Harvester:
         self._provenance: dict[str, Any] = {
             **provenance(self._loaded),
             **_named(self._store, self._loaded),
+            **({} if job.weights is None else {"weights": job.weights}),
         }
         self._writer: Writer = self._store.writer(
             job.group,
@@ -160,7 +171,7 @@ class Harvester:
     def _harvest(self, part: int, watching: Sequence[Observer]) -> None:
         for observer in watching:
             observer.begin(part)
-        for block, landing, last in self._blocks(part, watching):
+        for block, landing, kept, last in self._blocks(part, watching):
             if self._stopping:
                 raise StoppedError
             if watching:
@@ -172,25 +183,29 @@ class Harvester:
             if last:
                 self._provenance.update(self._pace.lap())
             with self._pace.storing():
-                self._ring.submit(partial(self._write, block.row_ids, landing))
+                # Live statistics look at every row; without them those left out never leave the device.
+                chosen = kept if watching else slice(None)
+                self._ring.submit(partial(self._write, block.row_ids[kept], landing, chosen))
         with self._pace.storing():
+            self._ring.submit(self._writer.finish_part)
             self._ring.drain()
         self._pace.stored(self._ring.cpu_seconds())
 
-    def _write(self, row_ids: Array, landing: Landing) -> None:
+    def _write(self, row_ids: Array, landing: Landing, chosen: Any) -> None:
         values = landing.wait()
-        bits = {site: _bits(values[site]) for site in self._job.sites}
+        bits = {site: _bits(values[site])[chosen] for site in self._job.sites}
         self._writer.put(row_ids, bits, raw=True)
 
     def _blocks(
         self, part: int, watching: Sequence[Observer]
-    ) -> Iterator[tuple[SequenceBlock, Landing, bool]]:
-        """Yield the part's batches as blocks, when their values are there, and whether each is the last."""
+    ) -> Iterator[tuple[SequenceBlock, Landing, Any, bool]]:
+        """Yield the part's batches: the block, its values' landing, which of its rows are kept, and whether it is the last."""
         rows = PartRows.of(self._store, part)
         between = self._gradient is not None and self._gradient.rule.point != "here"
         partners = partners_of(rows.sequences) if between else None
         asking = self._gradient is not None and self._gradient.metric.needs_answers
         answers = answers_of(self._store, part) if asking else None
+        kept = None if self._sample is None else self._sample.kept(rows.columns["row"])
         sites = list(dict.fromkeys([*self._job.sites, *(s for o in watching for s in o.sites)]))
         batching = Batching.of_recipe(self._job.recipe)
         for batch in batching.batches(rows.lengths.tolist(), self._longest(rows)):
@@ -201,7 +216,9 @@ class Harvester:
                 asked = _asked(answers, rows.bounds, batch, self._job.device)
             other = None if partners is None else rows.laid(batch, self._pad, partners).ids
             self._check_attention(rows, mine, sites)
-            values = self._captured(laid, seen, batch.count, sites, asked, other)
+            chosen = _chosen(kept, rows.bounds, batch)
+            only = None if watching else chosen
+            values = self._captured(laid, seen, batch.count, sites, asked, other, only)
             landing = self._ring.land(values, lasting=bool(watching))
             block = SequenceBlock.cut(
                 part,
@@ -211,7 +228,7 @@ class Harvester:
                 count=batch.count,
                 sites=landing.values,
             )
-            yield block, landing, batch.first + batch.count == len(rows.lengths)
+            yield block, landing, chosen, batch.first + batch.count == len(rows.lengths)
 
     def _longest(self, rows: PartRows) -> int | None:
         """Return the longest a lane may be: exactly an image's rows where those are all it holds."""
@@ -236,8 +253,9 @@ class Harvester:
         sites: Sequence[str],
         answers: Mapping[str, torch.Tensor] | None,
         other_BT: Array | None,
+        only: Any,
     ) -> dict[str, torch.Tensor]:
-        """Return ``{site: [R, *shape]}`` of the real rows, on the model's device, in the stored dtype."""
+        """Return ``{site: [R, *shape]}`` of the real rows (``only`` some of them) on the model's device, in the stored dtype."""
         device = torch.device(self._job.device)
         ids_BT = torch.from_numpy(laid.ids).to(device)
         mask_BT = torch.from_numpy(laid.mask).to(device)
@@ -252,7 +270,7 @@ class Harvester:
             partner = None if other_BT is None else torch.from_numpy(other_BT).to(device)
             captured = self._gradient.at(adapter, ids_BT, mask_BT, sites, count, answers, partner)
         # Two lists of places and no mask: a GPU would stop to count what a mask holds.
-        at = tuple(torch.from_numpy(one).to(device) for one in laid.real.nonzero())
+        at = tuple(torch.from_numpy(one).to(device) for one in _places(laid, only))
         kept = {site: self._known[site].dtype or self._job.dtype for site in sites}
         dtypes = {site: getattr(torch, dtype) for site, dtype in kept.items()}
         return {site: captured[site][at].to(dtype=dtypes[site]).contiguous() for site in sites}
@@ -301,32 +319,17 @@ def _elsewhere(job: HarvestJob, observers: Sequence[Observer]) -> MakeHarvester:
     return MakeHarvester(job=job, observers=observers)
 
 
-class VectorWorker:
-    """Writes the parts of a source that makes vectors: its columns, and the planted codes beside them."""
+def _chosen(kept: Array | None, bounds: Array, batch: Batch) -> Any:
+    """Return which rows of a batch are kept, ``bool[R]``, or a slice of all."""
+    if kept is None:
+        return slice(None)
+    return kept[bounds[batch.first] : bounds[batch.first + batch.count]]
 
-    def __init__(
-        self, url: str, group: str, source: VectorSource, recipe: Mapping[str, Any]
-    ) -> None:
-        self._source = source
-        self._store = open_store(url)
-        self._writer = self._store.writer(group, columns=source.columns, recipe=recipe)
-        self._truth = self._store.writer("truth", columns={"codes": "codes"}, recipe=recipe)
 
-    def run(self, part: int) -> Mapping[str, Any]:
-        """Make and write one part."""
-        rows = self._store.view.commit("tokens", part).rows
-        base = part * self._store.part_stride
-        ids = np.arange(base, base + rows)
-        row, feature, value = self._source.truth_codes(part, rows)
-        # The truth first: a part counts as done by its vectors, and must not lack its truth then.
-        self._truth.put(ids, {"codes": Codes(row=base + row, latent=feature, value=value)})
-        self._writer.put(ids, self._source.block(part, rows))
-        return {"part": part, "rows": rows, "skipped": 0}
-
-    def close(self) -> None:
-        """Seal both groups."""
-        self._writer.close()
-        self._truth.close()
+def _places(laid: Padded, only: Any) -> tuple[Array, ...]:
+    """Return lane and place of a batch's rows, ``int64[R]`` each; of some of them where some are chosen."""
+    every = laid.real.nonzero()
+    return every if only is None else tuple(one[only] for one in every)
 
 
 def _asked(

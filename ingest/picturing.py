@@ -41,7 +41,7 @@ class Picturing:
     context: int
 
     def __post_init__(self) -> None:
-        check_unframed(self.config, "whose rows are images", "duplicates")
+        check_unframed(self.config, "whose rows are images", "duplicates", "generation")
         assert self.loaded.adapter.vision is not None
         assert self.loaded.pictures is not None
         self._vision, self._pictures = self.loaded.adapter.vision, self.loaded.pictures

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ingest.asked import asked, asked_into, specs
+from ingest.asked import Rows, asked, asked_into, specs
 from ingest.config import HarvestConfig, TokensConfig
 from ingest.contract import ObserverPlan
 from ingest.estimate import (
@@ -23,15 +25,16 @@ from ingest.estimate import (
     money,
     packed,
 )
+from ingest.generating import Generating
 from ingest.gradients import Gradient
 from ingest.models import LoadedModel
 from ingest.models.contract import Given
 from ingest.models.derived import Derived
-from ingest.picturing import Picturing
 from ingest.plan import Batching
 from ingest.run import silent
-from ingest.tasks import NAMES, Pairing
-from ingest.tokens import VECTOR_CONTEXT, Progress, Tokenizing, vector_rows
+from ingest.tasks import NAMES
+from ingest.tokens import Progress
+from ingest.vectors import VECTOR_CONTEXT, vector_rows
 from store import TokenSequence, create
 from store.commits import exists
 from store.layout import STORE_KEY
@@ -95,11 +98,16 @@ def plan_into(
 
 
 def _counted(
-    rows: Pairing | Tokenizing | Picturing, limit: int | None, progress: Progress
+    rows: Rows, limit: int | None, progress: Progress
 ) -> Iterator[Sequence[TokenSequence]]:
     """Yield the sequences that stay in one part together, and say how many rows went by."""
     done = 0
-    for found, _ in rows.sequences(None):
+    every: Iterator[Any] = (
+        rows.planned()
+        if isinstance(rows, Generating)
+        else (found for found, _ in rows.sequences(None))
+    )
+    for found in every:
         group = found if isinstance(found, list) else [found]
         done += sum(len(one) for one in group)
         progress("plan", done, limit)
@@ -116,8 +124,14 @@ def _estimate(
     prices: Prices | None,
 ) -> Estimate:
     declared = specs(harvest, loaded, sites)
+    kept = found.parts
+    if harvest.sample is not None:
+        kept = tuple(
+            int(harvest.sample.kept(np.arange(rows) + part * stride_rows).sum())
+            for part, rows in enumerate(found.parts)
+        )
     sizes = {
-        site: column_bytes(spec, harvest.codec, found.parts, stride_rows)
+        site: column_bytes(spec, harvest.codec, kept, stride_rows)
         for site, spec in declared.items()
     }
     run = forward(

@@ -16,26 +16,20 @@ from ingest.contract import ChatSource, Harvest, Observer, ObserverPlan, Runtime
 from ingest.duplicates import Repeats, repeats, seen_in
 from ingest.estimate import column_bytes
 from ingest.failures import PARTS_FAILED, parts_failed
+from ingest.generating import Generating, write_steps
 from ingest.gradients import Gradient, stored_dtype
-from ingest.harvest import HarvestJob, MakeHarvester, VectorWorker, harvest_recipe
+from ingest.harvest import HarvestJob, MakeHarvester, harvest_recipe, identity_of
 from ingest.models import LoadedModel, resolve_dtype
 from ingest.models.derived import Derived
 from ingest.models.facts import ModelFacts
+from ingest.models.matrices import matrices, resolve, to_files
 from ingest.pace import NAMES, Spent
 from ingest.picturing import Picturing, write_inputs
 from ingest.plan import Batching
 from ingest.showing import sees_of
 from ingest.tasks import Pairing, write_answers
-from ingest.tokens import (
-    Progress,
-    Tokenizing,
-    picture_recipe,
-    tokenizer_files,
-    tokens_recipe,
-    vector_recipe,
-    vector_rows,
-    write_vector_tokens,
-)
+from ingest.tokens import Progress, Tokenizing, picture_recipe, tokenizer_files, tokens_recipe
+from ingest.vectors import VectorWorker, vector_recipe, vector_rows, write_vector_tokens
 from store import ActlakeError, Store, create
 from store import open as open_store
 from store.codecs import CODECS
@@ -109,8 +103,9 @@ def ingest(
     job = _job(store.refresh(), harvest, loaded, sites, context, shown)
     watching = _observers(job, loaded, observers)
     new = not writer.sealed and isinstance(rows, Tokenizing)
-    if tokens.duplicates == "drop" and isinstance(rows, Tokenizing):
-        rows.seen = seen_in(store.refresh())
+    if tokens.duplicates == "drop" and isinstance(rows, Tokenizing | Generating):
+        prompts = rows.prompts if isinstance(rows, Generating) else rows
+        prompts.seen = seen_in(store.refresh())
     rows.write(writer, progress)
     if isinstance(rows, Pairing):
         write_answers(store.refresh(), rows)
@@ -118,6 +113,8 @@ def ingest(
         write_roles(store.refresh(), tokens.source, loaded.tokenizer)
     elif isinstance(rows, Picturing):
         write_inputs(store.refresh(), rows)
+    elif isinstance(rows, Generating):
+        write_steps(store.refresh())
     found = repeats(store.refresh()) if new else None
     return replace(_harvest(job, loaded, runtime, watching, progress), repeats=found)
 
@@ -134,7 +131,11 @@ def _recipe(
         assert loaded.adapter.vision is not None
         return picture_recipe(tokens, inputs, wish.context, asset, loaded.adapter.vision.rows)
     assert asset is not None
-    return tokens_recipe(tokens, inputs, wish.context, asset)
+    writer = None
+    if tokens.generation is not None:
+        compute = {"compute_dtype": loaded.compute_dtype}
+        writer = {**tokens.generation.to_json(), **compute, "model": identity_of(loaded)}
+    return tokens_recipe(tokens, inputs, wish.context, asset, writer)
 
 
 def ingest_into(
@@ -218,7 +219,13 @@ def _job(
         dtypes,
         Batching.of(config.batch, context, lanes=config.lanes),
         Gradient.of_config(config),
+        config.sample,
     )
+    asset = None
+    if config.weights:
+        adapter: Any = loaded.adapter
+        names = resolve(config.weights, adapter)
+        asset = store.put_asset(to_files(matrices(loaded, names)))
     job = HarvestJob(
         url=store.url,
         group=config.group,
@@ -231,6 +238,7 @@ def _job(
         codec=config.codec,
         attn_implementation=config.attn_implementation,
         device=config.device,
+        weights=asset,
         sees=shown,
         allow_nonfinite=config.allow_nonfinite or Derived(loaded.adapter).gaps(sites),
     )

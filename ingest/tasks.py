@@ -126,7 +126,9 @@ class Pairing:
         IngestError
             ``setting-unused``: prompts of a task are taken as they are, whatever is said of special tokens.
         """
-        check_unframed(self.config, "whose prompts are taken as they are", "duplicates")
+        check_unframed(
+            self.config, "whose prompts are taken as they are", "duplicates", "generation"
+        )
         if not self.config.special_tokens:
             raise IngestError(
                 f"--no-special-tokens was said of the source {self.config.source.kind!r}, whose prompts are taken as they "

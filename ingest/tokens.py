@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ingest.chats import fits
 from ingest.config import TokensConfig
-from ingest.contract import ChatSource, PairSource, TextSource, TokenSource, VectorSource
+from ingest.contract import ChatSource, PairSource, TextSource, TokenSource
 from ingest.duplicates import Seen
 from ingest.errors import IngestError, ModelError, SourceError
 from ingest.framing import Framing, Specials, check_unframed, special_ids
@@ -20,7 +20,7 @@ from ingest.packing import Framed, Packer, sequence_of
 from ingest.plan import SHARES, Slice, slices, split_of
 from ingest.readers import reader
 from store import Document, Store, TokenSequence, TokensWriter
-from store.records import canonical, sha256
+from store.records import sha256
 from store.registry import to_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -40,8 +40,8 @@ _TOKENIZER_FILES = (
 _LISTED_INPUTS = 16
 CHAT_CONTEXT = 2048
 """Tokens of a dialogue at most, where nothing is said."""
-VECTOR_CONTEXT = 256
-"""Rows of a sequence of vectors where nothing is said."""
+USUAL_CONTEXT = 256
+"""Tokens of a sequence of anything else, where nothing is said."""
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
@@ -72,7 +72,7 @@ def resolve_context(config: TokensConfig, loaded: LoadedModel) -> int:
     limit = loaded.adapter.max_positions
     stays_whole = isinstance(config.source, TokenSource | PairSource)
     longest = config.source.longest if stays_whole else None
-    usual = CHAT_CONTEXT if isinstance(config.source, ChatSource) else VECTOR_CONTEXT
+    usual = CHAT_CONTEXT if isinstance(config.source, ChatSource) else USUAL_CONTEXT
     context = config.context or longest or min(usual, limit or usual)
     if longest is not None and context < longest:
         raise IngestError(
@@ -128,9 +128,19 @@ def inputs_identity(inputs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def tokens_recipe(
-    config: TokensConfig, inputs: Mapping[str, str], context: int, asset: str
+    config: TokensConfig,
+    inputs: Mapping[str, str],
+    context: int,
+    asset: str,
+    writer: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return everything the tokens group is a function of; paths are not."""
+    """Return everything the tokens group is a function of; paths are not.
+
+    Parameters
+    ----------
+    writer
+        What identifies the model that goes on from prompts, where one does.
+    """
     described = {name: value for name, value in to_json(config.source).items() if name != "paths"}
     return {
         "schema": 1,
@@ -142,6 +152,7 @@ def tokens_recipe(
         "packing": None if config.packing == "none" else config.packing,
         **({} if config.bos == "auto" else {"bos": config.bos}),
         **({} if config.duplicates == "keep" else {"duplicates": config.duplicates}),
+        **({} if writer is None else {"generated": dict(writer)}),
         "split": {"seed": config.split_seed, "shares": list(SHARES)},
         "rows": config.rows,
         "text": config.text,
@@ -161,17 +172,22 @@ class Tokenizing:
     source: TextSource | TokenSource | ChatSource
     tokenizer: Any
     context: int
+    open_ended: bool = False
+    """Whether something is to follow each sequence, so that no special tokens end it."""
     seen: Seen = field(default_factory=Seen)
     """The first document of every text there was before."""
 
     def __post_init__(self) -> None:
         self._reader = reader(self.source, self.tokenizer)
-        self._special_ids = special_ids(self.tokenizer)
+        self.special_ids = special_ids(self.tokenizer)
         if not self._reader.framed:
             check_unframed(self.config, "whose documents are taken as they are")
         self._framing = (
             Framing.of(self.tokenizer, self.config) if self._reader.framed else Framing()
         )
+        if self.open_ended:
+            before = replace(self._framing.sequence, suffix=())
+            self._framing = replace(self._framing, sequence=before)
         self._content = self.context - len(self._framing.sequence)
         if self._content <= 0:
             raise IngestError(
@@ -237,7 +253,7 @@ class Tokenizing:
         if self._repeated(held):
             ids, spans = ids[:0], spans[:0]
         around = self._framing.document if len(ids) else Specials()
-        return Framed.of(held, ids, spans, around, self._special_ids)
+        return Framed.of(held, ids, spans, around, self.special_ids)
 
     def _repeated(self, held: Document) -> bool:
         """Return whether a document is left out because an earlier one has its text."""
@@ -272,52 +288,3 @@ class Tokenizing:
             if not rows:
                 self.check()
             writer.seal()
-
-
-def vector_rows(config: TokensConfig) -> int:
-    """Return how many rows of a source that makes vectors were asked for, or raise ``rows-missing``."""
-    if config.rows is None:
-        raise IngestError(
-            f"source {config.source.kind!r} has no end of its own. Nothing was written. Say --rows N.",
-            kind="rows-missing",
-        )
-    return config.rows
-
-
-def vector_recipe(config: TokensConfig, source: VectorSource) -> dict[str, Any]:
-    """Return the tokens recipe of a source that makes vectors instead of text."""
-    return {
-        "schema": 1,
-        "source": to_json(source),
-        "context": config.context or VECTOR_CONTEXT,
-        "split": {"seed": config.split_seed, "shares": list(SHARES)},
-        "rows": config.rows,
-    }
-
-
-def write_vector_tokens(
-    writer: TokensWriter, config: TokensConfig, rows: int, progress: Progress
-) -> None:
-    """Write the rows of a vector source: sequences of ``context`` rows, each a document of its own."""
-    if writer.sealed:
-        return
-    context = config.context or VECTOR_CONTEXT
-    with writer:
-        for number in range(writer.position or 0, -(-rows // context)):
-            count = min(context, rows - number * context)
-            name = f"{config.source.kind}-{number}"
-            digest = sha256(canonical([config.source.kind, config.source.seed, number]))
-            document = Document(
-                doc_id=number,
-                name=name,
-                sha256=digest,
-                split=split_of(digest, config.split_seed),
-            )
-            sequence = TokenSequence(
-                token_ids=np.zeros(count, np.int32),
-                spans=[(document, 0, count)],
-                split=document.split,
-            )
-            writer.put([sequence], position=number + 1)
-            progress("tokens", number * context + count, rows)
-        writer.seal()

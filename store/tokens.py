@@ -27,6 +27,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 FLAG_SPECIAL = 1
 FLAG_FIRST_OF_DOCUMENT = 2
 FLAG_FIRST_OF_SEQUENCE = 4
+FLAG_GENERATED = 8
+"""A model said it."""
 SPLITS = ("train", "val", "test")
 
 COLUMNS: Mapping[str, Column] = {

@@ -345,6 +345,16 @@ class Writer:
             self._open.attempt.drop()
             self._open = None
 
+    def finish_part(self) -> None:
+        """End the part in hand: a sample's, which cannot know its last row, commits; any other must be complete.
+
+        Raises
+        ------
+        InvalidInputError
+            ``part-incomplete``.
+        """
+        self._finish_open()
+
     def close(self) -> None:
         """Finish: refuse an incomplete part, and seal the group where all parts of sealed tokens are there."""
         self._finish_open()

@@ -38,8 +38,14 @@ if TYPE_CHECKING:
 
 TOP = 8
 _QUERIES = 128  # whose scores are held at once
-_PREFIXES = ("stat.", "logits.", "loss")
-PREDICTED = {"logits.lse": False, "logits.entropy": False, "logits.label": True, "loss": True}
+_PREFIXES = ("stat.", "logits.", "loss", "logprob")
+PREDICTED = {
+    "logits.lse": False,
+    "logits.entropy": False,
+    "logits.label": True,
+    "loss": True,
+    "logprob": True,
+}
 """Name → whether rows at an end of a sequence have none."""
 _ATTENDED = ("lse", "entropy", "max_score", "top", "top_pos", "to_first", "received")
 
@@ -305,7 +311,9 @@ def _predict(
         found["logits.label"] = label_BT
     if "logits.entropy" in names:
         found["logits.entropy"] = torch.stack([_entropy(_wide(one)) for one in logits_BTV])
+    loss_BT = torch.full_like(label_BT, torch.nan)
+    loss_BT[:, 1:] = (lse_BT - label_BT)[:, :-1]
     if "loss" in names:
-        loss_BT = torch.full_like(label_BT, torch.nan)
-        loss_BT[:, 1:] = (lse_BT - label_BT)[:, :-1]
         found["loss"] = loss_BT
+    if "logprob" in names:
+        found["logprob"] = -loss_BT

@@ -74,6 +74,10 @@ class HookedModel:
             for depth, (name, tap) in enumerate(self._taps.items())
         }
 
+    def tap(self, site: str) -> Tap:
+        """Return where a site lies."""
+        return self._taps[site]
+
     def aliases(self) -> dict[str, tuple[str, ...]]:
         """Return the module paths whose output is a site, with and without the base's prefix."""
         found: dict[str, tuple[str, ...]] = {}

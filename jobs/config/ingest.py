@@ -65,6 +65,18 @@ class Ingest(Placed):
     """Field of a document's name."""
     order_seed: int | None = None
     """Take files in a seeded order instead of by name."""
+    generate: int | None = None
+    """Let the model go on from every sequence for so many tokens; they become rows, and get a column logprob."""
+    temperature: float = 0.0
+    """Of what --generate draws; 0 takes the most likely token."""
+    generate_seed: int = 0
+    """Seed of these draws."""
+    sample: float | None = None
+    """Keep this share of the rows in the group, chosen by row id."""
+    sample_seed: int = 0
+    """Seed of the choice."""
+    weights: Words = ()
+    """Weights to keep beside the columns: W_E, W_U, W_O, W_out, or blocks.3.attn.W_O."""
     split_seed: int = 0
     """Seed of the split into train, val and test by document."""
     allow_nonfinite: bool = False

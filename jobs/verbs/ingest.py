@@ -20,7 +20,8 @@ DEFAULT_GROUP = "acts"
 DEFAULT_METRIC = "nll"
 _ABOUT_ROWS = (
     *("corpus", "source", "rows", "context", "part_rows", "text", "special_tokens", "text_field"),
-    *("name_field", "order_seed", "split_seed", "bos", "packing", "duplicates"),
+    *("name_field", "order_seed", "split_seed", "bos", "packing", "duplicates", "generate"),
+    *("temperature", "generate_seed"),
 )
 """Settings of ingest that decide rows, which --into finds made."""
 
@@ -204,7 +205,17 @@ def tokens_config(config: settings.Ingest, source: Any) -> TokensConfig:
     """Return how documents are to become rows."""
     from ingest.config import TokensConfig
 
-    found: TokensConfig = _part_of(config, TokensConfig, source=source)
+    generation = None
+    if config.generate is not None:
+        from ingest.generation import Generation
+
+        generation = Generation(
+            tokens=config.generate,
+            temperature=config.temperature,
+            seed=config.generate_seed,
+            batch=config.batch,
+        )
+    found: TokensConfig = _part_of(config, TokensConfig, source=source, generation=generation)
     return found
 
 
@@ -221,6 +232,20 @@ def harvest_config(config: settings.Ingest) -> HarvestConfig:
         raise UsageError(
             "--model says which model to run: a folder or a hub id. Nothing was started."
         )
-    metric = config.metric or DEFAULT_METRIC
-    found: HarvestConfig = _part_of(config, HarvestConfig, group=_group(config), metric=metric)
+    sample = None
+    if config.sample is not None:
+        from ingest.sampling import Sample
+
+        sample = Sample(share=config.sample, seed=config.sample_seed)
+    sites = config.sites
+    if config.generate is not None and config.gradient is None and "logprob" not in sites:
+        sites = (*sites, "logprob")
+    found: HarvestConfig = _part_of(
+        config,
+        HarvestConfig,
+        group=_group(config),
+        metric=config.metric or DEFAULT_METRIC,
+        sample=sample,
+        sites=sites,
+    )
     return found

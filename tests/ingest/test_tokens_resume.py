@@ -13,7 +13,8 @@ from ingest.models.toy import TEXT, build_tokenizer
 from ingest.plan import split_of
 from ingest.sources.jsonl import JsonLines
 from ingest.sources.synthetic import Synthetic
-from ingest.tokens import Tokenizing, vector_recipe, write_vector_tokens
+from ingest.tokens import Tokenizing
+from ingest.vectors import vector_recipe, write_vector_tokens
 
 NUMBER = count()
 TEXTS = (
