@@ -55,6 +55,8 @@ class Summary:
     left_parts: int
     """Parts other shards have still to do."""
     seconds: float
+    kept_rows: int | None = None
+    """Rows the group holds; fewer than there are where it is a sample."""
     group_bytes: int = 0
     """What the group's objects take."""
     planned_bytes: int | None = None
@@ -272,6 +274,7 @@ def _harvest(
     return replace(
         done,
         unobserved_parts=len(unobserved),
+        kept_rows=sum(one.rows for one in commits),
         group_bytes=_bytes(commits),
         new_bytes=_bytes([one for one in commits if one.part not in before]),
         planned_bytes=sum(size for size, _ in sizes) if coded else None,

@@ -75,7 +75,7 @@ class Ingest(Placed):
     """Keep this share of the rows in the group, chosen by row id."""
     sample_seed: int = 0
     """Seed of the choice."""
-    weights: Words = ()
+    weights: Words | None = None
     """Weights to keep beside the columns: W_E, W_U, W_O, W_out, or blocks.3.attn.W_O."""
     split_seed: int = 0
     """Seed of the split into train, val and test by document."""

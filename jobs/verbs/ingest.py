@@ -89,8 +89,9 @@ def _answer(summary: Summary) -> Answer:
     rate = f", {summary.new_rows / summary.seconds:,.0f} rows/s" if summary.new_rows else ""
     left = f"; {summary.left_parts} parts are left to other shards" if summary.left_parts else ""
     size = f", {summary.group_bytes / 1e6:,.1f} MB" if summary.group_bytes else ""
+    few = f"{summary.kept_rows:,} of " if summary.kept_rows not in {None, summary.rows} else ""
     text = (
-        f"{summary.url}: group {summary.group!r} holds {', '.join(summary.sites)} of {summary.rows:,} "
+        f"{summary.url}: group {summary.group!r} holds {', '.join(summary.sites)} of {few}{summary.rows:,} "
         f"rows in {summary.parts} parts{size} ({summary.new_rows:,} new in {summary.seconds:.1f} s{rate}{left})"
     )
     if summary.repeats is not None and summary.repeats.repeated:
@@ -247,5 +248,6 @@ def harvest_config(config: settings.Ingest) -> HarvestConfig:
         metric=config.metric or DEFAULT_METRIC,
         sample=sample,
         sites=sites,
+        weights=config.weights or (),
     )
     return found
