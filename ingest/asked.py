@@ -15,7 +15,7 @@ from ingest.generation import Generation
 from ingest.gradients import Gradient, check_answers, check_differentiable, stored_dtype
 from ingest.models import LoadedModel, check_device, load, resolve_dtype, resolve_sites
 from ingest.models.backward import check_gradients, check_head
-from ingest.models.derived import PREDICTED, Derived, is_derived
+from ingest.models.derived import PREDICTED, PROBE, Derived, is_derived
 from ingest.models.facts import ModelFacts
 from ingest.models.lanes import check_lanes
 from ingest.models.matrices import resolve
@@ -71,6 +71,7 @@ def asked(
     _check_memory(harvest, context, loaded, sites)
     _check_columns(harvest, loaded, sites)
     _check_lanes(harvest, loaded, sites)
+    _check_patterns(loaded, sites, context)
     rows.check()
     together = context * (len(ROLES) if isinstance(rows, Pairing) else 1)
     part_rows = max(tokens.part_rows, -(-together // CHUNK_ROWS) * CHUNK_ROWS)
@@ -103,6 +104,7 @@ def asked_into(
     _check_memory(harvest, context, loaded, sites)
     _check_columns(harvest, loaded, sites)
     _check_lanes(harvest, loaded, sites)
+    _check_patterns(loaded, sites, context)
     _check_observable(loaded, sites, observers, harvest)
     check_answers(harvest, there=has_answers(store))
     return store, loaded, sites, context
@@ -151,6 +153,17 @@ def _sites(harvest: HarvestConfig, loaded: LoadedModel) -> list[str]:
     if set(columns) & set(PREDICTED):
         check_head(loaded.model)
     return [*resolve_sites(plain, loaded.adapter), *columns]
+
+
+def _check_patterns(loaded: LoadedModel, sites: Sequence[str], context: int) -> None:
+    """Raise where whole attention patterns of long sequences were asked for."""
+    patterns = Derived(loaded.adapter).patterns(sites)
+    if patterns and context > PROBE:
+        raise IngestError(
+            f"{patterns[0]} keeps a query's weights on {PROBE} positions; sequences here have up to {context}. Nothing was "
+            f"written. Use --context {PROBE} or less, or columns of one number a head (stat.{{lse,entropy,top}}.blocks.L.attn).",
+            kind="context-too-long",
+        )
 
 
 def _check_lanes(harvest: HarvestConfig, loaded: LoadedModel, sites: Sequence[str]) -> None:

@@ -9,6 +9,8 @@ and ``logits.<what>`` and ``loss`` for what the model predicts:
 - ``lse``, ``entropy``, ``max_score``, ``top``, ``top_pos``, ``to_first``: of a query's scores, their log-sum-exp and the
   largest; of its weights, their entropy, the largest and the position it lies at, and the first position's;
 - ``received``: the mean weight that later queries (itself included) give to a position;
+- ``pattern.blocks.<l>.attn``: all weights of a query, on the first 64 positions of its sequence, 0 behind what there is: for
+  short probes;
 - ``logits.lse``, ``logits.entropy``: of the logits at a row, which predict the token after it; ``logits.label``: the logit
   of that token, NaN where a sequence ends;
 - ``loss``: −ln p of a row's own token given those before it, NaN where a sequence begins.
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 TOP = 8
 _QUERIES = 128  # whose scores are held at once
-_PREFIXES = ("stat.", "logits.", "loss", "logprob")
+_PREFIXES = ("stat.", "pattern.", "logits.", "loss", "logprob")
 PREDICTED = {
     "logits.lse": False,
     "logits.entropy": False,
@@ -47,6 +49,8 @@ PREDICTED = {
     "logprob": True,
 }
 """Name → whether rows at an end of a sequence have none."""
+PROBE = 64
+"""Tokens of a sequence at most, where whole patterns are kept."""
 _ATTENDED = ("lse", "entropy", "max_score", "top", "top_pos", "to_first", "received")
 
 
@@ -103,7 +107,7 @@ class Derived:
     def _unknown(self, pattern: str) -> SiteError:
         known = ["stat.{norm,top,top_dim}.SITE"]
         if self._adapter.attends:
-            known.append(f"stat.{{{','.join(_ATTENDED)}}}.blocks.L.attn")
+            known += [f"stat.{{{','.join(_ATTENDED)}}}.blocks.L.attn", "pattern.blocks.L.attn"]
         if self._adapter.causal:
             known += PREDICTED
         return SiteError(
@@ -125,8 +129,12 @@ class Derived:
 
     def attended(self, names: Sequence[str]) -> list[str]:
         """Return the columns among some names that are made of attention, computed over whole sequences."""
-        kinds = tuple(f"stat.{one}.blocks." for one in _ATTENDED)
+        kinds = ("pattern.blocks.", *(f"stat.{one}.blocks." for one in _ATTENDED))
         return [name for name in names if name.startswith(kinds) and name.endswith(".attn")]
+
+    def patterns(self, names: Sequence[str]) -> list[str]:
+        """Return the columns among some names that hold whole patterns."""
+        return [name for name in self.attended(names) if name.startswith("pattern.")]
 
     def gaps(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the columns among some names of which some rows have none."""
@@ -207,6 +215,8 @@ def _columns(adapter: ModelAdapter) -> dict[str, DerivedSite]:
             dtype = "int32" if one == "top_pos" else "float32"
             value = partial(_attended, one, spec, needs)
             add(f"stat.{one}.blocks.{layer}.attn", (spec.heads,), dtype, needs, value)
+        whole = partial(_attended, "pattern", spec, needs)
+        add(f"pattern.blocks.{layer}.attn", (spec.heads, PROBE), "float32", needs, whole)
     for name, gaps in PREDICTED.items() if adapter.causal else ():
         add(name, (), "float32", (), None, gaps=gaps)
     return found
@@ -236,7 +246,7 @@ def _attended(
     values: Mapping[str, Tensor],
     mask_BT: Tensor,
 ) -> Tensor:
-    """Return one number a query (of ``received``, a key) and head, ``[B, T, H]``."""
+    """Return one number a query (of ``received``, a key) and head, ``[B, T, H]``; of ``pattern``, ``[B, T, H, PROBE]``."""
     q_BTHd, k_BTGd = (values[site] for site in needs)
     mask_BT = mask_BT.to(q_BTHd.device)
     pieces = []
@@ -251,6 +261,9 @@ def _attended(
         weights_BHTS = scores_BHTS.softmax(-1).nan_to_num(0.0)
         weights_BHTS *= mask_BT[:, None, low : low + _QUERIES, None]
         received_BTH += weights_BHTS.sum(2).transpose(1, 2)
+    if what == "pattern":
+        weights = torch.cat(pieces, 1).nan_to_num(0.0)
+        return torch.nn.functional.pad(weights, (0, PROBE - weights.shape[-1]))
     if what != "received":
         return torch.cat(pieces, 1)
     seeing_BT = _seeing(spec, mask_BT)
@@ -283,6 +296,7 @@ _OF_SCORES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "top": lambda scores_BHTS: scores_BHTS.softmax(-1).amax(-1),
     "top_pos": lambda scores_BHTS: scores_BHTS.argmax(-1),
     "to_first": lambda scores_BHTS: scores_BHTS.softmax(-1)[..., 0],
+    "pattern": lambda scores_BHTS: scores_BHTS.softmax(-1),
 }
 
 

@@ -8,9 +8,9 @@ import torch
 
 import store
 from ingest.config import HarvestConfig, TokensConfig
-from ingest.errors import ModelError, SiteError
+from ingest.errors import IngestError, ModelError, SiteError
 from ingest.models import adapt, load, toy
-from ingest.models.derived import PREDICTED, TOP, Derived
+from ingest.models.derived import PREDICTED, PROBE, TOP, Derived
 from ingest.run import ingest, ingest_into
 from ingest.sources import SOURCES
 from jobs.runtimes.in_process import InProcess
@@ -71,6 +71,23 @@ def test_what_is_said_of_attention_is_so_of_the_models_own_weights(family):
             torch.testing.assert_close(
                 got["received"][one, key].double(), mean, rtol=1e-4, atol=1e-6
             )
+
+
+@pytest.mark.parametrize("family", ATTENDING)
+def test_whole_patterns_are_the_models_own_weights(family):
+    model = toy.build(family, seed=3, layers=2)
+    model.set_attn_implementation("eager")
+    ids, mask = batch()
+    with torch.inference_mode():
+        weights = model(input_ids=ids, attention_mask=mask, output_attentions=True).attentions[1]
+    got = Derived(adapt(model)).capture(ids, mask, ["pattern.blocks.1.attn"])
+    (pattern,) = got.values()
+    seen = mask.bool()
+    assert pattern.shape[2:] == (weights.shape[1], PROBE)
+    torch.testing.assert_close(
+        pattern[seen][..., : ids.shape[1]], weights.transpose(1, 2)[seen], rtol=1e-4, atol=1e-5
+    )
+    assert (pattern[..., ids.shape[1] :] == 0).all()
 
 
 @pytest.mark.parametrize("family", CAUSAL)
@@ -239,3 +256,21 @@ def test_memory_for_logits_is_asked_of_names_and_patterns_alike(tmp_path, monkey
         (tmp_path / str(number) / "m").symlink_to(tmp_path / "m")
         harvest(tmp_path / str(number), sites=(pattern,))
     assert [logits > 0 for logits in asked] == [True, True, False]
+
+
+def test_patterns_of_long_sequences_are_refused(tmp_path):
+    folder = toy.save("gpt2", tmp_path / "m", positions=128)
+    (tmp_path / "a.txt").write_text(toy.TEXT)
+    source = SOURCES.get("text")(paths=(str(tmp_path / "a.txt"),))
+    sites = ("pattern.blocks.0.attn",)
+    harvest = HarvestConfig(model=str(folder), sites=sites, dtype="float32")
+    with pytest.raises(IngestError, match=r"context-too-long.*--context 64"):
+        ingest(
+            tmp_path / "s", TokensConfig(source=source, context=65), harvest, runtime=InProcess()
+        )
+    assert not (tmp_path / "s").exists()
+    ingest(tmp_path / "s", TokensConfig(source=source, context=64), harvest, runtime=InProcess())
+    held = store.open(tmp_path / "s")
+    pattern = held.read(sites[0], slice(0, 64))
+    np.testing.assert_allclose(pattern.sum(-1), 1.0, rtol=1e-5)
+    assert np.array_equal(pattern, np.tril(pattern.transpose(1, 0, 2)).transpose(1, 0, 2))
