@@ -338,13 +338,13 @@ def _add_document(
     """Extend the document's entry of this part by rows ``low:high`` of a sequence."""
     starts, ends = block["char_start"][low:high], block["char_end"][low:high]
     spelled = starts >= 0
-    char_start = int(starts[spelled].min()) if spelled.any() else 0
-    char_end = int(ends[spelled].max()) if spelled.any() else 0
     held = documents.get(document.doc_id)
-    rows = high - low
-    if held is not None:
-        char_start, char_end = min(held["char_start"], char_start), max(held["char_end"], char_end)
-        rows += held["rows"]
+    rows = high - low + (0 if held is None else held["rows"])
+    # Rows of special tokens alone say nothing of where in the text the document is.
+    chars = [] if held is None or not held["char_end"] else [held["char_start"], held["char_end"]]
+    if spelled.any():
+        chars += [int(starts[spelled].min()), int(ends[spelled].max())]
+    char_start, char_end = (min(chars), max(chars)) if chars else (0, 0)
     documents[document.doc_id] = {
         "doc_id": document.doc_id,
         "name": document.name,

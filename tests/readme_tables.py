@@ -20,12 +20,12 @@ from store.codecs import CODECS
 from store.registry import Registry
 
 ORDER = (
-    "embed", "resid_pre",
-    "attn.q", "attn.k", "attn.v", "attn.rot_q", "attn.rot_k", "attn.z", "attn.out", "attn.post_norm",
+    "embed", "image.pooled", "image.embed", "text.pooled", "text.embed", "resid_pre",
+    "attn.q", "attn.k", "attn.v", "attn.rot_q", "attn.rot_k", "attn.z", "attn.out", "attn.scaled", "attn.post_norm",
     "mixer.in", "mixer.x", "mixer.gate", "mixer.conv", "mixer.dt", "mixer.b", "mixer.c", "mixer.post", "mixer.out",
     "resid_mid",
     "mlp.in", "router.logits", "router.topk", "router.weights",
-    "mlp.pre", "mlp.pre_linear", "mlp.post", "mlp.out", "mlp.post_norm",
+    "mlp.pre", "mlp.pre_linear", "mlp.post", "mlp.out", "mlp.scaled", "mlp.post_norm",
     "resid_post", "final.normalized",
 )  # fmt: skip
 README = Path(__file__).parents[1] / "README.md"

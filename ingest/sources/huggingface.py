@@ -39,16 +39,15 @@ class HuggingFace:
     name_field: str | None = None
     """Field of a document's name; None names it by its place."""
 
-    def __post_init__(self) -> None:
-        if len(self.paths) + (self.name is not None) != 1:
-            raise SourceError(
-                f"a dataset was asked for at {', '.join(self.paths) or 'no folder'} and under {self.name or 'no name'}. Nothing "
-                "was written. Give one folder (--corpus), or --source huggingface:name=owner/name.",
-                kind="bad-source",
-            )
-
     def inputs(self) -> Mapping[str, str]:
-        """Return the sha256 of every file of a folder, or the commit of the hub."""
+        """Return the sha256 of every file of a folder, or the commit of the hub.
+
+        Raises
+        ------
+        SourceError
+            ``bad-source``: neither or both were given; ``corpus-missing``, ``corpus-unreadable``.
+        """
+        self._check_place()
         if self.paths:
             folder = self._folder()
             files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -62,6 +61,14 @@ class HuggingFace:
     def documents(self) -> Iterator[SourceDocument]:
         """Yield one document a row."""
         return nonempty(self._read(), f"the dataset {self._called}")
+
+    def _check_place(self) -> None:
+        if len(self.paths) + (self.name is not None) != 1:
+            raise SourceError(
+                f"a dataset was asked for at {', '.join(self.paths) or 'no folder'} and under {self.name or 'no name'}. Nothing "
+                "was written. Give one folder (--corpus), or --source huggingface:name=owner/name.",
+                kind="bad-source",
+            )
 
     @property
     def _called(self) -> str:

@@ -93,7 +93,7 @@ def test_a_place_that_is_none_is_refused(tmp_path):
         HuggingFace(paths=(str(tmp_path / "none"),)).inputs()
     for settings in ({}, {"paths": ("a",), "name": "b/c"}, {"paths": ("a", "b")}):
         with pytest.raises(SourceError, match=r"bad-source.*--corpus.*huggingface:name="):
-            HuggingFace(**settings)
+            HuggingFace(**settings).inputs()
 
 
 def test_a_hub_that_cannot_be_reached_is_said(monkeypatch):

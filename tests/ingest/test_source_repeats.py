@@ -124,7 +124,9 @@ def test_a_vocabulary_that_cannot_say_it_is_refused(words, settings, kind):
 def test_which_sources_give_texts_and_which_tokens():
     for name in SOURCES.names():
         methods = dir(SOURCES.get(name))
-        kinds = {"documents", "token_documents", "pairs", "dialogues", "block"} & set(methods)
+        kinds = {"documents", "token_documents", "pairs", "dialogues", "pictures", "block"} & set(
+            methods
+        )
         assert len(kinds) == 1, name
     assert isinstance(Repeats(), TokenSource)
     assert not isinstance(SOURCES.get("stdlib")(), TokenSource)

@@ -99,6 +99,23 @@ def test_a_document_over_two_parts_has_its_slice_in_each(memory_url):
     assert found["rows"] == [200] * 3
 
 
+def test_rows_of_special_tokens_alone_say_nothing_of_a_documents_place_in_its_text(memory_url):
+    document = Document(doc_id=7, name="long", sha256="x", text="abcdefghij" * 60)
+    made = store.create(memory_url(), part_rows=256, part_stride=256)
+    nowhere = np.full(3, -1)
+    with made.writer("tokens", recipe=RECIPE) as writer:
+        for starts in (nowhere, np.arange(300, 500), nowhere):
+            ends = np.where(starts < 0, -1, starts + 1)
+            spans = [(document, 0, len(starts))]
+            writer.put(
+                [TokenSequence(token_ids=starts, spans=spans, char_start=starts, char_end=ends)]
+            )
+        writer.seal()
+    found = made.refresh().arrow("documents").to_pydict()
+    assert found["text"] == [document.text[300:500]]
+    assert (found["char_start"], found["char_end"], found["rows"]) == ([300], [500], [206])
+
+
 def test_packed_sequences_have_no_document_of_their_own(memory_url):
     one, two = (Document(doc_id=n, name=f"d{n}") for n in (3, 4))
     made = store.create(memory_url(), part_rows=256, part_stride=256)
