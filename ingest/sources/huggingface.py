@@ -60,6 +60,7 @@ class HuggingFace:
 
     def documents(self) -> Iterator[SourceDocument]:
         """Yield one document a row."""
+        self._check_place()
         return nonempty(self._read(), f"the dataset {self._called}")
 
     def _check_place(self) -> None:
