@@ -2,6 +2,7 @@
 
     python tests/bench/harvest_speed.py --folder /tmp/h                 # the model that comes along, 1, 4 and all sites
     python tests/bench/harvest_speed.py --folder /tmp/h --model M --context 256 --batch 32 --rows 100k
+    python tests/bench/harvest_speed.py --folder /tmp/h --random 24x1024 --device cuda --dtype bfloat16 --rows 2M --batch 64
     python tests/bench/harvest_speed.py --folder /tmp/h --small         # checks the answers, times mean nothing
 
 Both run the same batches of the same store's tokens through the same loaded model, in one process, as far as the deepest site;
@@ -29,7 +30,7 @@ import torch
 import store
 from ingest.config import HarvestConfig, TokensConfig
 from ingest.harvest import Harvester
-from ingest.models import LoadedModel, bundled_causal, load, resolve_sites
+from ingest.models import LoadedModel, bundled_causal, load, resolve_sites, toy
 from ingest.part_rows import PartRows
 from ingest.plan import batches
 from ingest.run import _job, ingest
@@ -37,7 +38,7 @@ from ingest.sources import SOURCES
 from jobs.runtimes.in_process import InProcess
 from jobs.values import DECIMAL, count
 
-BUDGET = 0.93
+BUDGETS = {"cpu": 0.93, "cuda": 0.98}
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -51,12 +52,13 @@ class Bench:
     context: int
     batch: int
     dtype: str
+    device: str = "cpu"
     loaded: LoadedModel = field(init=False)
     made: store.Store = field(init=False)
 
     def __post_init__(self) -> None:
         shutil.rmtree(self.folder / "store", ignore_errors=True)
-        self.loaded = load(self.model, dtype=self.dtype)
+        self.loaded = load(self.model, dtype=self.dtype, device=self.device)
         source = SOURCES.get("stdlib")()
         tokens = TokensConfig(source=source, context=self.context, rows=self.rows)
         ingest(self.folder / "store", tokens, self.config(("embed",)), runtime=InProcess())
@@ -71,6 +73,7 @@ class Bench:
             batch=self.batch,
             dtype=self.dtype,
             store_dtype="bfloat16",
+            device=self.device,
             group=group,
         )
 
@@ -90,6 +93,8 @@ class Bench:
         for part in self.prepared:
             for ids, mask, _ in part:
                 self.loaded.adapter.capture(ids, mask, deepest)
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
 
     def harvest(self, sites: Sequence[str], group: str) -> tuple[float, float]:
         """Write a group; return the seconds in which the model waited, and the bytes kept."""
@@ -112,7 +117,8 @@ class Bench:
         low = 0
         for part in self.prepared:
             for ids, mask, sequences in part:
-                values = self.loaded.adapter.capture(ids, mask, sites)
+                captured = self.loaded.adapter.capture(ids, mask, sites)
+                values = {site: value.cpu() for site, value in captured.items()}
                 real = mask.bool()
                 real[sequences:] = False
                 high = low + int(real.sum())
@@ -194,6 +200,10 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     number = {"type": lambda text: count(text, DECIMAL)}
     parser.add_argument("--folder", type=Path, required=True, help="on the disk to be measured")
     parser.add_argument("--model", default=str(bundled_causal()))
+    parser.add_argument(
+        "--random", help="a Llama of random weights, LAYERSxWIDTH, in place of --model"
+    )
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", default=30_000, **number)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
@@ -204,6 +214,11 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = parser.parse_args(words)
     if arguments.small:
         arguments.rows, arguments.context, arguments.repeats = 2000, 64, 1
+    if arguments.random:
+        layers, width = (int(one) for one in arguments.random.split("x"))
+        sizes = {"layers": layers, "width": width, "heads": max(1, width // 64)}
+        made = arguments.folder / "model"
+        arguments.model = str(toy.save("llama", made, positions=arguments.context, **sizes))
     bench = Bench(
         folder=arguments.folder,
         model=arguments.model,
@@ -211,7 +226,9 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         context=arguments.context,
         batch=arguments.batch,
         dtype=arguments.dtype,
+        device=arguments.device,
     )
+    budget = BUDGETS[arguments.device.partition(":")[0]]
     try:
         choices = chosen_sites(bench.loaded)
         bench.check(choices[1])
@@ -223,10 +240,10 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     ]
     for row in found:
         ratio = row["ratio"]
-        verdict = "met" if ratio["median"] >= BUDGET else "MISSED"
+        verdict = "met" if ratio["median"] >= budget else "MISSED"
         lines.append(
             f"{row['sites']:>6} {row['mb']:>7.0f} {row['rows_s']['median']:>9,.0f} "
-            f"{ratio['median']:>6.3f} ({ratio['p20']:.3f}–{ratio['p80']:.3f}) ≥ {BUDGET} {verdict} "
+            f"{ratio['median']:>6.3f} ({ratio['p20']:.3f}–{ratio['p80']:.3f}) ≥ {budget} {verdict} "
             f"{row['waiting']['median']:>7.1%} {row['cpu_seconds_per_gb']['median']:>9.1f}"
         )
     sys.stdout.write(
