@@ -70,7 +70,7 @@ def asked(
     check_answers(harvest, there=isinstance(rows, Pairing))
     _check_memory(harvest, context, loaded, sites)
     _check_columns(harvest, loaded, sites)
-    _check_lanes(harvest, loaded, sites)
+    _check_lanes(harvest, loaded, sites, sees(tokens.source))
     _check_patterns(loaded, sites, context)
     rows.check()
     together = context * (len(ROLES) if isinstance(rows, Pairing) else 1)
@@ -103,7 +103,7 @@ def asked_into(
         )
     _check_memory(harvest, context, loaded, sites)
     _check_columns(harvest, loaded, sites)
-    _check_lanes(harvest, loaded, sites)
+    _check_lanes(harvest, loaded, sites, sees_of(store))
     _check_patterns(loaded, sites, context)
     _check_observable(loaded, sites, observers, harvest)
     check_answers(harvest, there=has_answers(store))
@@ -166,11 +166,13 @@ def _check_patterns(loaded: LoadedModel, sites: Sequence[str], context: int) -> 
         )
 
 
-def _check_lanes(harvest: HarvestConfig, loaded: LoadedModel, sites: Sequence[str]) -> None:
+def _check_lanes(
+    harvest: HarvestConfig, loaded: LoadedModel, sites: Sequence[str], shown: str | None
+) -> None:
     """Raise where sequences that share a lane could not be told apart by what is asked for."""
     if not harvest.lanes:
         return
-    if loaded.adapter.vision is not None:
+    if loaded.adapter.vision is not None and shown != "texts":
         raise IngestError(
             f"--lanes was said of rows that {loaded.name} makes of images, which fill their lanes. Nothing was written. Leave "
             "it out.",
@@ -233,10 +235,8 @@ def _check_columns(harvest: HarvestConfig, loaded: LoadedModel, sites: Sequence[
         name: Column.parse(name, spec, codec=harvest.codec) for name, spec in declared.items()
     }
     check_columns(harvest.group, columns, masked=harvest.sample is not None)
-    if harvest.weights:
-        adapter: Any = loaded.adapter
-        if {"W_U"} & set(resolve(harvest.weights, adapter)):
-            check_head(loaded.model)
+    adapter: Any = loaded.adapter
+    resolve(harvest.weights, adapter)
 
 
 def _check_memory(

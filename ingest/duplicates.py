@@ -37,6 +37,9 @@ class Seen:
             self._merge()
         return found
 
+    def __len__(self) -> int:
+        return len(self._hashes) + len(self._new)
+
     def _merge(self) -> None:
         hashes = np.concatenate([self._hashes, np.fromiter(self._new, np.uint64, len(self._new))])
         numbers = np.fromiter(self._new.values(), np.int64, len(self._new))
@@ -64,8 +67,8 @@ class Repeats:
 def repeats(store: Store) -> Repeats:
     """Count the documents of a store whose text an earlier one has."""
     seen = Seen()
-    documents = repeated = rows = 0
-    last = -1
+    rows = 0
+    repeated: list[int] = []
     for data in _documents(store):
         for number, digest, count in zip(
             column(data, "doc_id").tolist(),
@@ -73,13 +76,11 @@ def repeats(store: Store) -> Repeats:
             column(data, "rows").tolist(),
             strict=True,
         ):
-            is_repeat = seen.first(digest, number) != number
-            rows += count if is_repeat else 0
-            if number > last:  # one that goes on in a later part is one
-                documents += 1
-                repeated += is_repeat
-                last = number
-    return Repeats(documents=documents, repeated=repeated, repeated_rows=rows)
+            if seen.first(digest, number) != number:
+                rows += count
+                repeated.append(number)
+    again = len(np.unique(repeated))  # a document may have pieces in several parts
+    return Repeats(documents=len(seen) + again, repeated=again, repeated_rows=rows)
 
 
 def seen_in(store: Store) -> Seen:

@@ -34,3 +34,11 @@ class SourceError(IngestError):
     """The corpus is missing, empty or unreadable. Mend the input; nothing was written."""
 
     kind = "bad-corpus"
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an exception says first, or its name where it says nothing; without a full stop."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    # Some end their first line with a colon and say what is wrong in the next.
+    said = f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and lines[1:] else lines[0]
+    return said.rstrip(".")

@@ -57,6 +57,7 @@ class Generating:
     def sequences(self, position: Any) -> Iterator[tuple[TokenSequence, list[Any]]]:
         """Yield (sequence, position behind it); a position is ``[before the batch, done in it, batches, rows]``."""
         before, done, batches, rows = position or (None, 0, 0, 0)
+        limit = self.prompts.config.rows
         prompts = self.prompts.sequences(before)
         while batch := list(islice(prompts, self.generation.batch)):
             said = self._said([prompt for prompt, _ in batch], batches)
@@ -64,6 +65,8 @@ class Generating:
                 prompt = batch[number][0]
                 sequence = _followed(prompt, said[number], self.prompts.special_ids)
                 rows += len(sequence)
+                if limit is not None and rows > limit:
+                    return
                 last = number + 1 == len(batch)
                 behind = [batch[-1][1], 0, batches + 1] if last else [before, number + 1, batches]
                 yield sequence, [*behind, rows]

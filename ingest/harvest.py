@@ -70,8 +70,11 @@ def harvest_recipe(
     batching: Batching,
     gradient: Gradient | None = None,
     sample: Sample | None = None,
+    *,
+    seeing: bool = False,
 ) -> dict[str, Any]:
-    """Return everything a harvested group is a function of."""
+    """Return everything a harvested group is a function of; ``seeing``: pixels are scaled for the model."""
+    scaling = {} if not seeing else {"scaling": scaling_of(loaded)}
     return {
         "schema": 1,
         "tokens": tokens,
@@ -83,7 +86,13 @@ def harvest_recipe(
         "gradient": None if gradient is None else gradient.rule.to_json(),
         "metric": None if gradient is None else to_json(gradient.metric),
         "mask": None if sample is None else sample.to_json(),
+        **scaling,
     }
+
+
+def scaling_of(loaded: LoadedModel) -> dict[str, Any]:
+    """Return how a model that sees has its pixels scaled."""
+    return {} if loaded.pictures is None else loaded.pictures.scaling()
 
 
 def identity_of(loaded: LoadedModel) -> dict[str, Any]:
@@ -150,8 +159,10 @@ class Harvester:
             with self._pace.working():
                 self._harvest(part, watching)
         except BaseException:
-            self._ring.cancel()
-            self._writer.abandon()
+            try:
+                self._ring.cancel()
+            finally:  # nothing is being written any more
+                self._writer.abandon()
             raise
         finally:
             self._stopping = False
@@ -355,7 +366,8 @@ def _load(job: HarvestJob) -> LoadedModel:
         sees=job.sees,
     )
     model = {key: value for key, value in job.recipe["model"].items() if key != "family"}
-    if model != (dict(loaded.files) if "commit" not in model else {"commit": loaded.revision}):
+    same = model == (dict(loaded.files) if "commit" not in model else {"commit": loaded.revision})
+    if not same or ("scaling" in job.recipe and job.recipe["scaling"] != scaling_of(loaded)):
         raise ModelError(
             f"the files of {job.model} on this machine are not those the group {job.group!r} was planned "
             "with. Nothing was written. Give every worker the same model files.",

@@ -167,8 +167,8 @@ class Packer:
         for number, document in itertools.islice(enumerate(documents), first, None):
             if number >= taken:
                 yield from emit(least=self.context)
-                if self.rows is not None and rows >= self.rows:
-                    return
+                if self.rows is not None and rows + len(self.around) >= self.rows:
+                    return  # no room for another sequence
             framed = frame(number, document)
             one, place = opened[framed.held.split], places[framed.held.split]
             if number >= taken:

@@ -20,7 +20,7 @@ from ingest.framing import Framing, check_unframed, special_ids
 from ingest.models.seeing import check_size, rows_of
 from ingest.packing import Framed, sequence_of
 from ingest.plan import split_of
-from ingest.showing import INPUTS, PIXELS, TEXT, patches_of
+from ingest.showing import INPUTS, PIXELS, TEXT, images_of, patches_of
 from store import Document, Store, TokenSequence, TokensWriter
 from store.tables import column
 from store.tokens import FLAG_FIRST_OF_DOCUMENT, FLAG_SPECIAL
@@ -61,6 +61,12 @@ class Picturing:
                 return
             if number >= (position or 0):
                 yield sequence, number + 1
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """What the rows are, for a recipe; known once an image was looked at."""
+        assert self._size is not None
+        return images_of(self._vision, self._size)
 
     def check(self) -> None:
         """Raise ``corpus-empty`` unless the source makes at least one sequence, or what is wrong with the first."""
@@ -221,12 +227,7 @@ class Picturing:
 
 def write_inputs(store: Store, picturing: Picturing) -> None:
     """Write what is missing of the group ``inputs`` and seal it."""
-    recipe = {
-        "schema": 1,
-        "tokens": store.groups["tokens"].recipe_hash,
-        "processor": store.put_asset(picturing.loaded.pictures.files),  # type: ignore[union-attr]
-        "mask": None,
-    }
+    recipe = {"schema": 1, "tokens": store.groups["tokens"].recipe_hash, "mask": None}
     writer = store.writer(INPUTS, columns=picturing.columns(), recipe=recipe)
     pictures = enumerate(picturing.config.source.pictures())
     number, picture = -1, None

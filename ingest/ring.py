@@ -9,8 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,14 +104,22 @@ class Ring:
             self._settle()
 
     def cancel(self) -> None:
-        """Leave out what is not begun and wait for what is, whatever comes of it."""
+        """Leave out what is not begun and wait for what is, whatever comes of it.
+
+        An interrupt meanwhile is raised when that is over: whoever drops what was written must not do so while more is.
+        """
+        interrupt = None
         for one in self._under_way:
             one.cancel()
-        for one in self._under_way:
-            with suppress(BaseException):
-                one.result()
+        while not all(one.done() for one in self._under_way):
+            try:
+                wait(self._under_way)
+            except BaseException as error:  # noqa: BLE001 - raised below
+                interrupt = error
         self._under_way.clear()
         self._failed = False
+        if interrupt is not None:
+            raise interrupt
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of writing since this was asked before."""
@@ -137,10 +144,13 @@ class Ring:
 
     def _settle(self) -> None:
         try:
-            self._cpu_seconds += self._under_way.popleft().result()
+            # It stays among those under way until it is over: an interrupt must find it there.
+            cpu_seconds = self._under_way[0].result()
         except BaseException:
             self.cancel()
             raise
+        self._under_way.popleft()
+        self._cpu_seconds += cpu_seconds
 
 
 def _stream_of(device: torch.device) -> Any:

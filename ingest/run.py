@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ingest.asked import Asked, asked, asked_into, sees, specs
+from ingest.asked import Asked, Rows, asked, asked_into, sees, specs
 from ingest.chats import write_roles
 from ingest.config import HarvestConfig, TokensConfig
 from ingest.contract import ChatSource, Harvest, Observer, ObserverPlan, Runtime, elsewhere
 from ingest.duplicates import Repeats, repeats, seen_in
+from ingest.errors import IngestError
 from ingest.estimate import column_bytes
 from ingest.failures import PARTS_FAILED, parts_failed
 from ingest.generating import Generating, write_steps
@@ -104,21 +105,26 @@ def ingest(
     shown = sees(tokens.source)
     job = _job(store.refresh(), harvest, loaded, sites, context, shown)
     watching = _observers(job, loaded, observers)
-    new = not writer.sealed and isinstance(rows, Tokenizing)
+    new = not writer.sealed and isinstance(rows, Tokenizing | Generating)
     if tokens.duplicates == "drop" and isinstance(rows, Tokenizing | Generating):
         prompts = rows.prompts if isinstance(rows, Generating) else rows
         prompts.seen = seen_in(store.refresh())
     rows.write(writer, progress)
-    if isinstance(rows, Pairing):
-        write_answers(store.refresh(), rows)
-    elif isinstance(tokens.source, ChatSource):
-        write_roles(store.refresh(), tokens.source, loaded.tokenizer)
-    elif isinstance(rows, Picturing):
-        write_inputs(store.refresh(), rows)
-    elif isinstance(rows, Generating):
-        write_steps(store.refresh())
+    _write_beside(store.refresh(), tokens, rows, loaded)
     found = repeats(store.refresh()) if new else None
     return replace(_harvest(job, loaded, runtime, watching, progress), repeats=found)
+
+
+def _write_beside(store: Store, tokens: TokensConfig, rows: Rows, loaded: LoadedModel) -> None:
+    """Write the groups that come with the rows of a source, whoever looks at them later."""
+    if isinstance(rows, Pairing):
+        write_answers(store, rows)
+    if isinstance(rows, Picturing):
+        write_inputs(store, rows)
+    if isinstance(tokens.source, ChatSource):
+        write_roles(store, tokens.source, loaded.tokenizer)
+    if isinstance(rows, Generating):
+        write_steps(store)
 
 
 def _recipe(
@@ -130,8 +136,9 @@ def _recipe(
     if loaded.tokenizer is not None:
         asset = store.put_asset(tokenizer_files(loaded.folder))
     if isinstance(wish.rows, Picturing):
-        assert loaded.adapter.vision is not None
-        return picture_recipe(tokens, inputs, wish.context, asset, loaded.adapter.vision.rows)
+        assert loaded.pictures is not None
+        processor = store.put_asset(loaded.pictures.files)
+        return picture_recipe(tokens, inputs, wish.context, asset, processor, wish.rows.images)
     assert asset is not None
     writer = None
     if tokens.generation is not None:
@@ -222,12 +229,14 @@ def _job(
         Batching.of(config.batch, context, lanes=config.lanes),
         Gradient.of_config(config),
         config.sample,
+        seeing=loaded.adapter.vision is not None and shown != "texts",
     )
     asset = None
     if config.weights:
         adapter: Any = loaded.adapter
         names = resolve(config.weights, adapter)
         asset = store.put_asset(to_files(matrices(loaded, names)))
+        _check_weights(store, config.group, asset)
     job = HarvestJob(
         url=store.url,
         group=config.group,
@@ -248,6 +257,20 @@ def _job(
         job.group, columns=job.columns, recipe=job.recipe, codec=job.codec
     )  # refuses a taken name
     return job
+
+
+def _check_weights(store: Store, group: str, asset: str) -> None:
+    """Raise where parts of a group were written without the weights that are now to be beside it."""
+    if group not in store.groups:
+        return
+    held = store.view.commits(group, store.view.parts(group))
+    late = [one.part for one in held if one.provenance.get("weights") != asset]
+    if late:
+        raise IngestError(
+            f"weights were to be kept beside group {group!r}, of which part {late[0]} was written without them. What was "
+            "committed stands. Leave out --weights, or write another --group with them.",
+            kind="weights-late",
+        )
 
 
 def _harvest(

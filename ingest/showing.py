@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from ingest.models.contract import Given, Vision
 from store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from ingest.contract import Array
@@ -35,30 +37,53 @@ def image_of(patches: Array, grid: tuple[int, int]) -> Array:
     return laid.reshape(count, grid[0] * side, grid[1] * side, 3)
 
 
+def images_of(vision: Vision, size: tuple[int, int]) -> dict[str, Any]:
+    """Return what rows of images of a height and width are, for the recipe of their tokens."""
+    return {
+        "rows": vision.rows,
+        "height": size[0],
+        "width": size[1],
+        "patch": vision.patch,
+        "lead": vision.lead,
+        "token": vision.token,
+        "text_tokens": vision.text_tokens,
+    }
+
+
 def check_inputs(store: Store, loaded: LoadedModel) -> None:
-    """Raise ``inputs-differ`` unless the rows of a store are what a model that sees makes rows of.
+    """Raise unless the rows of a store are what a model makes rows of.
 
     Raises
     ------
     ModelError
+        ``inputs-differ``: of other patches, other sizes, of texts instead of images or the other way round.
     """
     vision = loaded.adapter.vision
-    there = store.groups[INPUTS].columns if INPUTS in store.groups else {}
-    found = tuple(there[PIXELS].shape) if PIXELS in there else None
-    wanted: tuple[int, ...] | None = None
-    if vision is not None:
-        pairs = vision.rows == "pairs"
-        wanted = (vision.height, vision.width, 3) if pairs else (vision.patch, vision.patch, 3)
-    text = tuple(there[TEXT].shape)[:1] if TEXT in there else None
-    pair = None if vision is None or vision.rows != "pairs" else (vision.text_tokens,)
-    if found == wanted and text == pair:
+    told = store.groups["tokens"].recipe.get("images")
+    if told is None and (vision is None or vision.rows == "tokens"):
         return
+    if told is not None and vision is not None:
+        size = (int(told["height"]), int(told["width"]))
+        own = size if vision.any_size else (vision.height, vision.width)
+        if images_of(vision, own) == dict(told):
+            return
+    held = "texts" if told is None else _in_words(told)
+    takes = "texts"
+    if vision is not None:
+        takes = _in_words(images_of(vision, (vision.height, vision.width)))
     raise ModelError(
-        f"the rows of {store.url} are of pixels {list(found) if found else 'of no image'}; {loaded.name} looks at "
-        f"{list(wanted) if wanted else 'texts'}. Nothing was written. Use a model of the same patches, or make a store of its "
-        "own (--out).",
+        f"the rows of {store.url} are of {held}; {loaded.name} looks at {takes}. Nothing was written. Use a model of the same "
+        "rows, or make a store of its own (--out).",
         kind="inputs-differ",
     )
+
+
+def _in_words(images: Mapping[str, Any]) -> str:
+    size = f"images of {images['height']} x {images['width']} pixels"
+    if images["rows"] == "pairs":
+        return f"{size}, each with a text of {images['text_tokens']} tokens"
+    among = ", among tokens" if images["rows"] == "tokens" else f" behind {images['lead']} rows"
+    return f"{size}, in patches of {images['patch']}{among}"
 
 
 class Showing:

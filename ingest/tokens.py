@@ -54,6 +54,8 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
 def check_same_tokenizer(store: Store, loaded: LoadedModel) -> None:
     """Raise ``tokenizer-mismatch`` unless the store's rows were cut by this model's tokenizer."""
     asset = store.groups["tokens"].recipe.get("tokenizer")
+    if asset is None and loaded.tokenizer is None:
+        return  # rows and model are of images alone
     held = store.asset(asset) if asset else {}
     mine = tokenizer_files(loaded.folder)
     key = "tokenizer.json" if "tokenizer.json" in held else None
@@ -72,6 +74,9 @@ def resolve_context(config: TokensConfig, loaded: LoadedModel) -> int:
     limit = loaded.adapter.max_positions
     stays_whole = isinstance(config.source, TokenSource | PairSource)
     longest = config.source.longest if stays_whole else None
+    goes_on = config.generation is not None and isinstance(config.source, TokenSource)
+    if longest is not None and goes_on and config.generation is not None:
+        longest += config.generation.tokens
     usual = CHAT_CONTEXT if isinstance(config.source, ChatSource) else USUAL_CONTEXT
     context = config.context or longest or min(usual, limit or usual)
     if longest is not None and context < longest:
@@ -102,16 +107,33 @@ def check_vocabulary(loaded: LoadedModel) -> None:
 
 
 def picture_recipe(
-    config: TokensConfig, inputs: Mapping[str, str], context: int, tokenizer: str | None, kind: str
+    config: TokensConfig,
+    inputs: Mapping[str, str],
+    context: int,
+    tokenizer: str | None,
+    processor: str,
+    images: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what the tokens group of images is a function of: also what their rows are, as `Vision` says."""
+    """Return what the tokens group of images, and what its rows see, is a function of.
+
+    Parameters
+    ----------
+    tokenizer, processor
+        Assets of what makes tokens of texts and pixels of images.
+    images
+        What the rows are (`ingest.showing.images_of`).
+    """
+    among = images["rows"] == "tokens"
+    framing = {"special_tokens": config.special_tokens} if among else {}
     described = {name: value for name, value in to_json(config.source).items() if name != "paths"}
     return {
         "schema": 1,
         "source": described,
         "inputs": inputs_identity(inputs),
-        "rows_are": kind,
+        "images": dict(images),
+        "processor": processor,
         "tokenizer": tokenizer,
+        **framing,
         "context": context,
         "split": {"seed": config.split_seed, "shares": list(SHARES)},
         "rows": config.rows,

@@ -362,6 +362,18 @@ def _type_name(kind: Any) -> str:
     return str(np.dtype(kind.to_pandas_dtype()).name)
 
 
+def same(one: Any, two: Any) -> bool:
+    """Return whether two tables hold the same columns, values bit for bit: a NaN is the same as itself."""
+    return (
+        bool(one.schema.equals(two.schema))
+        and len(one) == len(two)
+        and all(
+            column_hash(one.column(name)) == column_hash(two.column(name))
+            for name in one.schema.names
+        )
+    )
+
+
 def column_hash(values: Any) -> str:
     """Return the sha256 of a table column: its type and length, which values are null, and the values.
 

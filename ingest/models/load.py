@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ingest.errors import ModelError
+from ingest.errors import ModelError, first_line
 from ingest.models.contract import LoadedModel
 from ingest.models.dtypes import check_device, resolve_dtype
 from ingest.models.files import (
@@ -114,7 +114,7 @@ def _tokenizer(folder: Path) -> Any:
         ) from error
     except Exception as error:  # the Rust tokenizer raises plain Exception
         raise ModelError(
-            f"the tokenizer in {folder} cannot be read: {_first_line(error)}. Nothing was "
+            f"the tokenizer in {folder} cannot be read: {first_line(error)}. Nothing was "
             "loaded. Copy or download its files again.",
             kind="model-broken",
             path=str(folder),
@@ -141,7 +141,7 @@ def _check_config(found: Checkpoint, family: Any) -> None:
         ArithmeticError,
         StrictDataclassError,
     ) as error:
-        raise _unloadable(found.folder, _first_line(error)) from error
+        raise _unloadable(found.folder, first_line(error)) from error
 
 
 def _network(found: Checkpoint, family: Any, dtype: torch.dtype, attn_implementation: str) -> Any:
@@ -164,7 +164,7 @@ def _network(found: Checkpoint, family: Any, dtype: torch.dtype, attn_implementa
         )
     except ImportError as error:
         raise missing_package(
-            error.name or _first_line(error), f"the model in {found.folder}"
+            error.name or first_line(error), f"the model in {found.folder}"
         ) from error
     except (
         OSError,
@@ -183,7 +183,7 @@ def _network(found: Checkpoint, family: Any, dtype: torch.dtype, attn_implementa
                 kind="no-kernel",
                 path=str(found.folder),
             ) from error
-        raise _unloadable(found.folder, _first_line(error)) from error
+        raise _unloadable(found.folder, first_line(error)) from error
     _refuse_invented(found.folder, report, family.spare)
     return network
 
@@ -204,10 +204,3 @@ def _unloadable(folder: Path, found: str) -> ModelError:
         kind="model-broken",
         path=str(folder),
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = (str(error).strip() or type(error).__name__).splitlines()
-    # Some end their first line with a colon and say what is wrong in the next.
-    said = f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and lines[1:] else lines[0]
-    return said.rstrip(".")

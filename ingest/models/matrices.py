@@ -3,7 +3,7 @@
 ========================= ===================== ================================================================
 name                      shape                 what it does
 ========================= ===================== ================================================================
-``W_E``                   ``[V, D]``            token → stream
+``W_E``                   ``[V, D]``            token → stream (Gemma multiplies by √D behind it)
 ``W_U``                   ``[D, V]``            normalised stream → logits
 ``blocks.L.attn.W_O``     ``[H, dh, D]``        ``attn.z`` → ``attn.out``, without its bias
 ``blocks.L.mlp.W_out``    ``[F, D]``            ``mlp.post`` → ``mlp.out``, without its bias: a value vector a neuron
@@ -35,7 +35,10 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 def known(adapter: HookedModel) -> list[str]:
     """Return the names there are of a model."""
-    names = ["W_E", "W_U"]
+    model: Any = adapter.model
+    of_tokens = adapter.vision is None or adapter.vision.rows == "tokens"
+    ends = model.get_output_embeddings() if of_tokens else None
+    names = [*(["W_E"] if of_tokens else []), *(["W_U"] if ends is not None else [])]
     sites = adapter.sites()
     for layer in range(adapter.layers):
         for name, ends in _BETWEEN.items():
@@ -73,10 +76,10 @@ def resolve(patterns: Sequence[str], adapter: HookedModel) -> list[str]:
 def matrices(loaded: LoadedModel, names: Sequence[str]) -> dict[str, Tensor]:
     """Return some weights by name, on the CPU, in the dtype the model holds them in.
 
-    Raises
-    ------
-    SiteError
-        ``unknown-weight``: the model ends in no logits.
+    Parameters
+    ----------
+    names
+        Of those that are `known`.
     """
     adapter: Any = loaded.adapter
     model: Any = loaded.model
@@ -86,14 +89,7 @@ def matrices(loaded: LoadedModel, names: Sequence[str]) -> dict[str, Tensor]:
         if name == "W_E":
             weight = model.get_input_embeddings().weight
         elif name == "W_U":
-            head = model.get_output_embeddings()
-            if head is None:
-                raise SiteError(
-                    f"W_U was asked for, and {loaded.name} ends in no logits. Nothing was written. Leave it out.",
-                    kind="unknown-weight",
-                    site=name,
-                )
-            weight = head.weight.T
+            weight = model.get_output_embeddings().weight.T
         else:
             assert match is not None
             weight = _between(adapter, int(match[1]), _BETWEEN[match[2]])

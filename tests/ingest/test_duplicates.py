@@ -54,8 +54,9 @@ def written(tokenizer, *, into=None, at=None, **options):
     return into.refresh()
 
 
-def test_repeats_are_counted_by_document_and_row(tokenizer):
-    held = written(tokenizer)
+@pytest.mark.parametrize("packing", ["none", "fill"])
+def test_repeats_are_counted_by_document_and_row(tokenizer, packing):
+    held = written(tokenizer, packing=packing)
     rows = held.arrow("tokens").to_pydict()["doc_id"]
     again = [n for n, text in enumerate(TEXTS) if text and text in TEXTS[:n]]
     found = repeats(held)

@@ -11,7 +11,7 @@ import torch
 import store
 from ingest.config import HarvestConfig, TokensConfig
 from ingest.errors import IngestError
-from ingest.generating import Generating, steps, write_steps
+from ingest.generating import Generating, steps
 from ingest.generation import Generation
 from ingest.models import load, toy
 from ingest.planning import plan
@@ -204,7 +204,6 @@ def test_steps_are_counted_in_each_sequence():
     flags = np.array([0, 8, 8, 0, 0, 8, 0, 8])
     seq = np.array([5, 5, 5, 8, 8, 8, 20, 20])
     assert steps(flags, seq).tolist() == [-1, 0, 1, -1, -1, 0, -1, 0]
-    assert write_steps.__doc__
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -99,3 +100,28 @@ def test_cpu_time_is_told_once(ring):
     ring.drain()
     assert ring.cpu_seconds() > 0
     assert ring.cpu_seconds() == 0
+
+
+@pytest.mark.parametrize("when", ["submit", "drain", "cancel"])
+def test_an_interrupt_while_waiting_leaves_no_write_under_way(when):
+    made = Ring("cpu", depth=1)
+    begun, gate, state = threading.Event(), threading.Event(), []
+
+    def write():
+        begun.set()
+        gate.wait(10)
+        state.append("done")
+
+    def interrupt():
+        begun.wait(10)
+        signal.raise_signal(signal.SIGINT)
+        threading.Timer(0.2, gate.set).start()
+
+    made.submit(write)
+    begun.wait(10)
+    threading.Timer(0.1, interrupt).start()
+    call = {"submit": lambda: made.submit(lambda: state.append("next"))}
+    with pytest.raises(KeyboardInterrupt):
+        call.get(when, getattr(made, when))()
+    assert state == ["done"]
+    made.close()
