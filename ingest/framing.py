@@ -11,7 +11,7 @@ from ingest.config import TokensConfig
 from ingest.contract import Array
 from ingest.errors import IngestError, ModelError
 
-_FLAGS = {"generation": "generate"}
+_FLAGS = {"generation": "generate", "special_tokens": "no-special-tokens"}
 _FEW_WORDS = 256  # fewer than the bytes a tokenizer of any text needs
 
 

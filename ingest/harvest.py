@@ -273,7 +273,7 @@ class Harvester:
         adapter = self._loaded.adapter
         if self._gradient is None:
             positions = laid.positions
-            positions_BT = None if positions is None else torch.from_numpy(positions).to(device)
+            positions_BT = None if positions is None else torch.from_numpy(positions)
             captured = self._derived.capture(
                 ids_BT, mask_BT, sites, positions_BT=positions_BT, given=seen
             )

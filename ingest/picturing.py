@@ -41,8 +41,10 @@ class Picturing:
     context: int
 
     def __post_init__(self) -> None:
-        check_unframed(self.config, "whose rows are images", "duplicates", "generation")
         assert self.loaded.adapter.vision is not None
+        among = self.loaded.adapter.vision.rows == "tokens"
+        unused = ("duplicates", "generation", *(() if among else ("special_tokens",)))
+        check_unframed(self.config, "whose rows are images", *unused)
         assert self.loaded.pictures is not None
         self._vision, self._pictures = self.loaded.adapter.vision, self.loaded.pictures
         self._tokenizer = self.loaded.tokenizer
@@ -51,16 +53,16 @@ class Picturing:
             self._framing = Framing.of(self._tokenizer, self.config).sequence
             self._special_ids = special_ids(self._tokenizer)
 
-    def sequences(self, position: Any) -> Iterator[tuple[TokenSequence, int]]:
-        """Yield (sequence, position behind it); a position is the number of images, None the start."""
-        rows = 0
-        for number, picture in enumerate(self.config.source.pictures()):
+    def sequences(self, position: Any) -> Iterator[tuple[TokenSequence, list[int]]]:
+        """Yield (sequence, position behind it); a position is ``[images, rows]``, None the start."""
+        done, rows = position or (0, 0)
+        pictures = enumerate(self.config.source.pictures())
+        for number, picture in itertools.islice(pictures, done, None):
             sequence = self._sequence(number, picture)
             rows += len(sequence)
             if self.config.rows is not None and rows > self.config.rows:
                 return
-            if number >= (position or 0):
-                yield sequence, number + 1
+            yield sequence, [number + 1, rows]
 
     @property
     def images(self) -> dict[str, Any]:
@@ -114,6 +116,8 @@ class Picturing:
 
     def _sequence(self, number: int, picture: Picture) -> TokenSequence:
         size = self.pixels(picture).shape
+        if self._vision.rows == "pairs":
+            self._text(picture)  # refused now, not when the rows are there
         digest = hashlib.sha256(picture.data)
         if picture.text is not None:
             digest.update(picture.text.encode())
@@ -214,12 +218,24 @@ class Picturing:
         return {PIXELS: seen}
 
     def _text(self, picture: Picture) -> Array:
-        """Return the tokens of a pair's text and whether each is one, ``int32[L, 2]``."""
+        """Return the tokens of a pair's text and whether each is one, ``int32[L, 2]``.
+
+        Raises
+        ------
+        SourceError
+            ``text-too-long``: there are more than the model takes, and the source is to refuse them.
+        """
+        longest = self._vision.text_tokens
+        count = len(self._tokenizer(str(picture.text), verbose=False)["input_ids"])
+        if count > longest and self.config.source.too_long != "cut":
+            raise SourceError(
+                f"the text of {picture.name!r} has {count} tokens; {self.loaded.name} takes {longest}. What was committed before "
+                "stands. Shorten it, or cut all that are too long (--source image_text:too_long=cut).",
+                kind="text-too-long",
+                path=picture.name,
+            )
         encoded = self._tokenizer(
-            str(picture.text),
-            padding="max_length",
-            truncation=True,
-            max_length=self._vision.text_tokens,
+            str(picture.text), padding="max_length", truncation=True, max_length=longest
         )
         both = (encoded["input_ids"], encoded["attention_mask"])
         return np.array(both, np.int32).T.copy()
@@ -227,8 +243,15 @@ class Picturing:
 
 def write_inputs(store: Store, picturing: Picturing) -> None:
     """Write what is missing of the group ``inputs`` and seal it."""
-    recipe = {"schema": 1, "tokens": store.groups["tokens"].recipe_hash, "mask": None}
-    writer = store.writer(INPUTS, columns=picturing.columns(), recipe=recipe)
+    tokens = store.groups["tokens"]
+    columns = picturing.columns()
+    recipe = {
+        "schema": 1,
+        "tokens": tokens.recipe_hash,
+        "shown": sorted(columns),  # what models look at, and no site's values
+        "mask": None,
+    }
+    writer = store.writer(INPUTS, columns=columns, recipe=recipe)
     pictures = enumerate(picturing.config.source.pictures())
     number, picture = -1, None
     with writer:

@@ -86,13 +86,13 @@ def whole_groups(store: Store, groups: Sequence[str] | None = None) -> list[Grou
 def stored_sites(store: Store, groups: Sequence[str] | None = None) -> list[str]:
     """Return the dense columns of some groups (default: all) that hold whole sequences, each name once.
 
-    Where no group is named, columns of bytes are left out: they are pixels, not what a site held.
+    Where no group is named, those of what models are shown (pixels, texts of pairs) are left out: no site held it.
     """
     dense = (
         column.name
         for group in whole_groups(store, groups)
         for column in group.columns.values()
-        if column.kind == "dense" and (groups is not None or column.dtype != "uint8")
+        if column.kind == "dense" and (groups is not None or "shown" not in group.recipe)
     )
     return list(dict.fromkeys(dense))
 
@@ -172,6 +172,7 @@ def missing_columns_error(
     words += [] if made is None or not made.gradient else _gradient_words(made)
     if made is not None:
         words += ["--batch", str(batch_of(made.recipe)), "--dtype", made.recipe["compute_dtype"]]
+        words += ["--lanes"] if "lanes" in made.recipe["batch"] else []
         dtypes = sorted(set(made.recipe["dtypes"].values()))
         words += ["--store-dtype", dtypes[0]] if len(dtypes) == 1 else []
         attention = str(_provenance(store, made).get("attention") or USUAL_ATTENTION)

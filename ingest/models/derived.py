@@ -168,7 +168,7 @@ class Derived:
         if predicted:
             goes_on_BT = attention_mask_BT.bool()
             if positions_BT is not None:
-                goes_on_BT = goes_on_BT & (positions_BT > 0)
+                goes_on_BT = goes_on_BT & (positions_BT > 0).to(goes_on_BT.device)
             show = partial(_predict, found, predicted, input_ids_BT, goes_on_BT)
         captured = self._adapter.capture(
             input_ids_BT,

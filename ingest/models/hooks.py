@@ -274,9 +274,11 @@ class HookedModel:
         config: Any = self.model.config
         implementation = str(config._attn_implementation)
         check_lanes(self, implementation)
-        return lane_arguments(
-            self, implementation, positions_BT, next(self.base.parameters()).dtype
-        )
+        assert self._attention is not None
+        # Not `attention`: the rotation it looks up would make a GPU stop.
+        specs = [self._attention(layer) for layer in range(self.layers)]
+        dtype = next(self.base.parameters()).dtype
+        return lane_arguments(specs, implementation, positions_BT, dtype)
 
     def _check(
         self,

@@ -14,6 +14,8 @@ import torch
 from ingest.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from ingest.models.contract import AttentionSpec, ModelAdapter
@@ -38,18 +40,22 @@ def check_lanes(adapter: ModelAdapter, implementation: str) -> None:
 
 
 def lane_arguments(
-    adapter: ModelAdapter, implementation: str, positions_BT: Tensor, dtype: torch.dtype
+    specs: Sequence[AttentionSpec],
+    implementation: str,
+    positions_BT: Tensor,
+    dtype: torch.dtype,
 ) -> dict[str, Any]:
     """Return the ``attention_mask`` and ``position_ids`` of lanes.
 
     Parameters
     ----------
+    specs
+        Of all blocks.
     positions_BT
         int64; 0 where a sequence begins, and at padding, each of which is a sequence of its own.
     dtype
         Of the model, in which eager attention adds its mask.
     """
-    specs = [adapter.attention(layer) for layer in range(adapter.layers)]
     windows = {spec.window for spec in specs}
     masks = {window: _mask(specs[0], window, positions_BT) for window in windows}
     if implementation == "eager":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.contract import SourceDocument
-from ingest.errors import SourceError
+from ingest.errors import SourceError, first_line
 from ingest.sources.registry import SOURCES, file_hashes, nonempty
 
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
@@ -52,11 +52,7 @@ class HuggingFace:
             folder = self._folder()
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             return file_hashes([(path.relative_to(folder).as_posix(), path) for path in files])
-        from huggingface_hub import HfApi
-
-        with self._asked():
-            found = HfApi().dataset_info(str(self.name), revision=self.revision)
-        return {f"hub:{self.name}": str(found.sha)}
+        return {f"hub:{self.name}": self._commit()}
 
     def documents(self) -> Iterator[SourceDocument]:
         """Yield one document a row."""
@@ -74,6 +70,13 @@ class HuggingFace:
     @property
     def _called(self) -> str:
         return f"{self.paths[0] if self.paths else self.name} ({self.split})"
+
+    def _commit(self) -> str:
+        """Return the commit that the revision stands for now."""
+        from huggingface_hub import HfApi
+
+        with self._asked():
+            return str(HfApi().dataset_info(str(self.name), revision=self.revision).sha)
 
     def _folder(self) -> Path:
         folder = Path(self.paths[0])
@@ -100,6 +103,7 @@ class HuggingFace:
             folder = self._folder()
             saved = any((folder / name).is_file() for name in _SAVED)
             data = datasets.load_from_disk(str(folder)) if saved else None
+            self._check_settings(saved=saved, splits=not isinstance(data, datasets.Dataset))
             if isinstance(data, datasets.DatasetDict):
                 data = data[self.split]
             if data is None:
@@ -108,7 +112,7 @@ class HuggingFace:
                 )
         else:
             data = datasets.load_dataset(
-                self.name, self.config, split=self.split, revision=self.revision, streaming=True
+                self.name, self.config, split=self.split, revision=self._commit(), streaming=True
             )
         known = data.column_names
         if known is not None and (absent := [name for name in wanted if name not in known]):
@@ -116,6 +120,21 @@ class HuggingFace:
                 f"it has no field {', '.join(absent)}; its fields are {', '.join(known)}"
             )
         return data.select_columns(wanted) if known is not None else data
+
+    def _check_settings(self, *, saved: bool, splits: bool) -> None:
+        """Refuse what a folder has none of, and the recipe would hold all the same."""
+        for name, unused in (
+            ("revision", self.revision is not None),
+            ("config", saved and self.config is not None),
+            ("split", not splits and self.split != "train"),
+        ):
+            if unused:
+                raise SourceError(
+                    f"{name}={getattr(self, name)} was said of the dataset in {self.paths[0]}, which has none to choose from. "
+                    "Nothing was written. Leave it out.",
+                    kind="setting-unused",
+                    path=self.paths[0],
+                )
 
     def _document(self, number: int, row: Mapping[str, Any]) -> Iterator[SourceDocument]:
         text = row.get(self.text_field)
@@ -143,7 +162,7 @@ class HuggingFace:
         except (
             Exception
         ) as error:  # the hub, the network, Arrow and every file format raise their own
-            raise self._unusable(str(error).strip().splitlines()[0]) from error
+            raise self._unusable(first_line(error)) from error
 
     def _unusable(self, found: str) -> SourceError:
         return SourceError(

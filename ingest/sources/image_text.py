@@ -32,6 +32,16 @@ class ImageText:
     """Field of the image's path."""
     text_field: str = "text"
     """Field of the text."""
+    too_long: str = "refuse"
+    """``refuse`` or ``cut`` the text of a pair with more tokens than the model takes."""
+
+    def __post_init__(self) -> None:
+        if self.too_long not in {"refuse", "cut"}:
+            raise SourceError(
+                f"texts that are too long were to be treated by {self.too_long!r}; known: refuse, cut. Nothing was written. Mend "
+                "too_long.",
+                kind="bad-source",
+            )
 
     def inputs(self) -> Mapping[str, str]:
         """Return the sha256 of every file and every image."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jobs import config as settings
@@ -24,6 +24,10 @@ _ABOUT_ROWS = (
     *("temperature", "generate_seed"),
 )
 """Settings of ingest that decide rows, which --into finds made."""
+_OF_MODELS = ("generate", "packing", "bos", "duplicates", "lanes", "sample", "weights")
+"""Settings that mean nothing where vectors are made without a model."""
+_GO_WITH = {"temperature": "generate", "generate_seed": "generate", "sample_seed": "sample"}
+"""Settings that mean something beside another only."""
 
 
 def ingest(config: settings.Ingest, context: Context) -> Answer:
@@ -83,6 +87,14 @@ def refuse_without_model(config: settings.Ingest) -> None:
             f"--{given[0]} looks at a model while it runs; source {config.source!r} makes vectors without one. Nothing was "
             "started. Use rows of text, or `actlake stats` over the store it makes."
         )
+    usual = settings.Ingest()
+    unused = [name for name in _OF_MODELS if getattr(config, name) != getattr(usual, name)]
+    if unused:
+        raise UsageError(
+            f"--{unused[0].replace('_', '-')} is about text or a model; source {config.source!r} makes vectors without either. "
+            "Nothing was started. Leave it out.",
+            kind="setting-unused",
+        )
 
 
 def _answer(summary: Summary) -> Answer:
@@ -114,6 +126,13 @@ def _answer(summary: Summary) -> Answer:
 
 def check_places(config: settings.Ingest) -> None:
     """Refuse what would be ignored, and a store that ends with this process."""
+    alone = settings.Ingest()
+    for name, beside in _GO_WITH.items():
+        if getattr(config, name) != getattr(alone, name) and getattr(config, beside) is None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} was said without --{beside}. Nothing was started. Leave it out, or add that.",
+                kind="setting-unused",
+            )
     if (config.out is None) == (config.into is None):
         raise UsageError(
             "say either --out STORE (make one) or --into STORE (add a group to one). "
@@ -146,27 +165,35 @@ def token_source(config: settings.Ingest) -> Any:
                 "Nothing was started."
             )
         source = source_for(config.corpus, seed=config.order_seed)
-        kind = source.kind
-    else:
-        kind, _, text = config.source.partition(":")
-        source = SOURCES.get(kind)
-        fields = {field.name: str(field.type) for field in dataclasses.fields(source)}
-        given = _source_fields(kind, text, fields)
-        if "paths" in fields:
-            given["paths"] = config.corpus
-        elif config.corpus:
-            raise UsageError(
-                f"--source {kind} reads no files; --corpus {' '.join(config.corpus)} was given. Nothing was started. Leave "
-                "one of them out."
-            )
-        if "order_seed" in fields and config.order_seed is not None:
-            given.setdefault("order_seed", config.order_seed)
-        return SOURCES.parse({"kind": kind, **given})
-    if kind in {"jsonl", "parquet"}:
-        return dataclasses.replace(
-            source, text_field=config.text_field, name_field=config.name_field
+        named = {field.name for field in dataclasses.fields(source)}
+        return dataclasses.replace(source, **_about_source(config, source.kind, named))
+    kind, _, text = config.source.partition(":")
+    source = SOURCES.get(kind)
+    fields = {field.name: str(field.type) for field in dataclasses.fields(source)}
+    given = _source_fields(kind, text, fields)
+    if "paths" in fields:
+        given["paths"] = config.corpus
+    elif config.corpus:
+        raise UsageError(
+            f"--source {kind} reads no files; --corpus {' '.join(config.corpus)} was given. Nothing was started. Leave "
+            "one of them out."
         )
-    return source
+    return SOURCES.parse({"kind": kind, **_about_source(config, kind, fields), **given})
+
+
+def _about_source(config: settings.Ingest, kind: str, fields: Collection[str]) -> dict[str, Any]:
+    """Return the flags that are settings of a source; one that the source has not is refused."""
+    usual = settings.Ingest()
+    names = ("text_field", "name_field", "order_seed")
+    given = {n: getattr(config, n) for n in names if getattr(config, n) != getattr(usual, n)}
+    for name in given:
+        if name not in fields:
+            raise UsageError(
+                f"--{name.replace('_', '-')} was said of the source {kind!r}, which has no such setting. Nothing was started. "
+                "Leave it out.",
+                kind="setting-unused",
+            )
+    return given
 
 
 def _source_fields(kind: str, text: str, fields: Mapping[str, str]) -> dict[str, Any]:

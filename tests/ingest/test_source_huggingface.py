@@ -82,9 +82,9 @@ def test_a_store_of_it_is_that_of_the_same_lines(folder, tmp_path):
     ],
 )
 def test_what_it_does_not_hold_is_named(folder, settings, said):
-    if "split" in settings and "state.json" in str(HuggingFace(paths=(folder,)).inputs()):
-        settings = {"text_field": "nowhere"}  # one dataset has no splits
-    with pytest.raises(SourceError, match=rf"corpus-unreadable.*{said}"):
+    alone = "split" in settings and "state.json" in HuggingFace(paths=(folder,)).inputs()
+    kind = "setting-unused" if alone else "corpus-unreadable"
+    with pytest.raises(SourceError, match=rf"{kind}.*{said}"):
         list(HuggingFace(paths=(folder,), **settings).documents())
 
 
@@ -126,7 +126,7 @@ def test_a_hub_dataset_is_streamed_at_its_revision_and_identified_by_its_commit(
     source = HuggingFace(name="owner/data", config="small", revision="v2", split="test")
     assert source.inputs() == {"hub:owner/data": "commit of v2"}
     assert [one.name for one in source.documents()] == ["test:1", "test:4", "test:5"]
-    options = {"split": "test", "revision": "v2", "streaming": True}
+    options = {"split": "test", "revision": "commit of v2", "streaming": True}
     assert asked == [("owner/data", "small", options)]
 
 
@@ -134,3 +134,19 @@ def test_without_the_package_one_is_told_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(SourceError, match=r"missing-package.*pip install 'actlake\[datasets\]'"):
         list(HuggingFace(paths=(folder,)).documents())
+
+
+def test_an_error_without_words_is_named(monkeypatch):
+    from huggingface_hub import HfApi
+
+    def slow(*_, **__):
+        raise TimeoutError
+
+    monkeypatch.setattr(HfApi, "dataset_info", slow)
+    with pytest.raises(SourceError, match=r"corpus-unreadable.*TimeoutError"):
+        HuggingFace(name="owner/data").inputs()
+
+
+def test_a_revision_of_a_folder_is_refused(folder):
+    with pytest.raises(SourceError, match=r"setting-unused: revision=v2"):
+        list(HuggingFace(paths=(folder,), revision="v2").documents())
