@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from ingest.run import ingest
 from ingest.sources import SOURCES
 from ingest.tokens import Tokenizing
 from jobs.runtimes.in_process import InProcess
+from store.compact import compact
+from store.purge import add_tombstone, purge
 from store.tokens import FLAG_GENERATED
 
 NUMBER = count()
@@ -234,3 +238,56 @@ def test_what_cannot_go_on_is_refused(tmp_path, corpus):
         with pytest.raises(IngestError, match=kind):
             ingest(url, tokens, HarvestConfig(model=str(folder)), runtime=InProcess())
     assert not url.exists()
+
+
+def test_dialogues_that_go_on_have_roles_and_steps(tmp_path, loaded):
+    import json
+    import shutil
+
+    model = Path(shutil.copytree(loaded.folder, tmp_path / "m"))
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    lines = [{"messages": [{"role": "user", "content": f"the mill {n}"}]} for n in range(5)]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = SOURCES.get("chats")(paths=(str(tmp_path / "c.jsonl"),))
+    tokens = TokensConfig(source=source, context=40, generation=Generation(tokens=4))
+    harvest = HarvestConfig(model=str(model), sites=("embed",), dtype="float32")
+    ingest(tmp_path / "s", tokens, harvest, runtime=InProcess())
+    held = store.open(tmp_path / "s")
+    assert {"roles", "generated"} <= set(held.groups)
+    assert max(held.arrow("generated").column("step").to_pylist()) == 3
+
+
+def test_documents_that_are_not_cut_get_room_for_what_follows(tmp_path, loaded):
+    source = SOURCES.get("repeats")(low=8, high=8, sequences=4)
+    tokens = TokensConfig(source=source, generation=Generation(tokens=5))
+    harvest = HarvestConfig(model=loaded.name, sites=("embed",), dtype="float32")
+    ingest(tmp_path / "s", tokens, harvest, runtime=InProcess())
+    rows = store.open(tmp_path / "s").arrow("sequences").column("rows").to_pylist()
+    assert len(rows) == 4
+    assert all(source.longest < one <= source.longest + 5 for one in rows)
+    short = TokensConfig(source=source, generation=Generation(tokens=5), context=source.longest + 4)
+    with pytest.raises(IngestError, match="context-too-short"):
+        ingest(tmp_path / "t", short, harvest, runtime=InProcess())
+
+
+def test_rows_count_what_was_generated(loaded, corpus):
+    made = generating(loaded, corpus)
+    made.prompts.config = replace(made.prompts.config, rows=70)
+    assert 40 < sum(len(one) for one, _ in made.sequences(None)) <= 70
+
+
+def test_stores_with_gaps_in_their_columns_are_purged_and_compacted(tmp_path, loaded, corpus):
+    tokens = TokensConfig(source=texts(corpus), context=CONTEXT, part_rows=256)
+    harvest = HarvestConfig(model=loaded.name, sites=("loss",), dtype="float32")
+    ingest(tmp_path / "s", tokens, harvest, runtime=InProcess())
+    held = store.open(tmp_path / "s")
+    compact(held)
+    held = store.open(tmp_path / "s")
+    assert store.verify(held).ok
+    add_tombstone(held, [3], "asked to")
+    purge(store.open(tmp_path / "s"), "asked to")
+    left = store.open(tmp_path / "s")
+    assert store.verify(left).ok
+    assert 3 not in left.arrow("documents").column("doc_id").to_pylist()

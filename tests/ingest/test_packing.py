@@ -250,3 +250,20 @@ def test_recipes_of_unpacked_rows_are_what_they_were(tokenizer):
     )
     assert packed["packing"] == "fill"
     assert packed["bos"] == "document"
+
+
+@pytest.mark.parametrize("rows", [60, 63, 64, 65, 66, 70])
+def test_no_more_of_a_source_is_read_than_its_rows_take(tokenizer, rows):
+    read = []
+
+    class Long(Documents):
+        def documents(self):
+            for one in super().documents():
+                read.append(one.name)
+                yield one
+
+    source = Long([TEXT[:40]] * 500)
+    config = TokensConfig(source=source, context=32, packing="fill", bos="sequence", rows=rows)
+    cut = Tokenizing(config=config, source=source, tokenizer=tokenizer, context=32)
+    assert sum(len(one) for one, _ in cut.sequences(None)) <= rows
+    assert len(read) < 30

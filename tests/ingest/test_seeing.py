@@ -443,3 +443,130 @@ def test_a_folder_of_images_is_a_corpus_of_images(folder, tmp_path):
     (tmp_path / "a.PNG").write_bytes(png(0))
     assert source_for((str(tmp_path),), seed=None).kind == "images"
     assert source_for((str(folder),), seed=None).kind == "text"  # there are lines among them
+
+
+# -- stores of images among other models ------------------------------------------------------------------------------
+
+
+def add(url, model, group, sites=("embed",)):
+    harvest = HarvestConfig(model=str(model), sites=sites, dtype="float32", batch=4, group=group)
+    ingest_into(url, harvest, runtime=InProcess())
+    return store.open(url)
+
+
+def test_a_tower_of_clip_is_added_to_its_own_rows_and_to_others(tmp_path, folder, models):
+    run(tmp_path / "c", models["clip"], shown(folder), ("embed",))
+    assert add(tmp_path / "c", models["clip"], "again").coverage["again"].sealed
+    run(tmp_path / "v", models["vit"], shown(folder), ("embed",))
+    assert add(tmp_path / "v", models["clip"], "clip").coverage["clip"].sealed
+
+
+def test_a_decoder_that_sees_is_added_to_rows_of_texts(tmp_path, models):
+    (tmp_path / "a.txt").write_text(toy.TEXT)
+    run(
+        tmp_path / "s",
+        models["llava"],
+        SOURCES.get("text")(paths=(str(tmp_path / "a.txt"),)),
+        ("embed",),
+    )
+    assert add(tmp_path / "s", models["llava"], "two").coverage["two"].sealed
+
+
+def test_a_model_of_another_size_is_refused_before_its_group_is_there(tmp_path, folder, models):
+    from transformers import ViTConfig, ViTModel
+
+    large = tmp_path / "large"
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=8
+    )
+    ViTModel(config).save_pretrained(large)
+    settings = json.loads((models["vit"] / "preprocessor_config.json").read_text())
+    settings["size"] = {"height": 64, "width": 64}
+    (large / "preprocessor_config.json").write_text(json.dumps(settings))
+    run(tmp_path / "s", models["vit"], shown(folder), ("embed",))
+    with pytest.raises(ModelError, match=r"inputs-differ.*32 x 32.*looks at images of 64 x 64"):
+        add(tmp_path / "s", large, "other")
+    assert "other" not in store.open(tmp_path / "s").groups
+
+
+def test_how_pixels_are_scaled_is_part_of_a_recipe_and_no_group_mixes_two(tmp_path, folder, models):
+    darker = tmp_path / "darker"
+    import shutil
+
+    shutil.copytree(models["vit"], darker)
+    settings = json.loads((darker / "preprocessor_config.json").read_text())
+    settings["image_mean"] = [0.1, 0.1, 0.1]
+    (darker / "preprocessor_config.json").write_text(json.dumps(settings))
+    held = run(tmp_path / "s", models["vit"], shown(folder), ("embed",))
+    other = add(tmp_path / "s", darker, "darker")
+    assert other.groups["darker"].recipe_hash != held.groups["acts"].recipe_hash
+    assert not np.allclose(
+        other.read("acts:embed", slice(1, 9)), other.read("darker:embed", slice(1, 9))
+    )
+    with pytest.raises(store.ConflictError, match="group-recipe"):
+        add(tmp_path / "s", darker, "acts")
+
+
+def test_special_tokens_around_images_and_text_are_part_of_the_recipe(tmp_path, folder):
+    model = toy.save("llava", tmp_path / "m")
+    path = model / "tokenizer.json"
+    held = json.loads(path.read_text())
+    end = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    held["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [end, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {
+            "<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+        },
+    }
+    path.write_text(json.dumps(held))
+    source = shown(folder, "image_text")
+    with_them = run(tmp_path / "a", model, source, ("embed",), context=64)
+    without = run(tmp_path / "b", model, source, ("embed",), context=64, special_tokens=False)
+    rows = [one.coverage["tokens"].rows for one in (with_them, without)]
+    assert rows[0] == rows[1] + 23
+    assert with_them.groups["tokens"].recipe_hash != without.groups["tokens"].recipe_hash
+
+
+def test_images_of_wide_pixels_are_refused_and_turned_ones_are_upright(tmp_path, models):
+    pictures = Pictures.of(models["vit"])
+    for mode, dtype in (("I;16", np.uint16), ("F", np.float32), ("I", np.int32)):
+        file = io.BytesIO()
+        Image.fromarray(np.ones((40, 40), dtype) * 9).save(file, "TIFF")
+        with pytest.raises(SourceError, match=rf"image-broken.*mode {mode}"):
+            pictures.pixels("x", file.getvalue())
+    image = Image.open(io.BytesIO(png(3, (60, 40))))
+    turned, plain = io.BytesIO(), io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    image.save(turned, "PNG", exif=exif)
+    image.rotate(-90, expand=True).save(plain, "PNG")
+    np.testing.assert_array_equal(
+        pictures.pixels("x", turned.getvalue()), pictures.pixels("x", plain.getvalue())
+    )
+    for mode in ("RGBA", "P", "1", "L", "CMYK"):
+        file = io.BytesIO()
+        image.convert(mode).save(file, "TIFF")
+        assert pictures.pixels("x", file.getvalue()).shape == (32, 32, 3)
+
+
+def test_texts_of_pairs_that_are_too_long_are_refused_or_cut(tmp_path, models):
+    (tmp_path / "a.png").write_bytes(png(0))
+    line = {"image": "a.png", "text": "the mill " * 60}
+    (tmp_path / "p.jsonl").write_text(json.dumps(line))
+    source = SOURCES.get("image_text")
+    with pytest.raises(SourceError, match=r"text-too-long.*takes 64.*too_long=cut"):
+        run(tmp_path / "s", models["clip"], source(paths=(str(tmp_path),)), ("text.embed",))
+    assert not (tmp_path / "s").exists()
+    cut = source(paths=(str(tmp_path),), too_long="cut")
+    held = run(tmp_path / "s", models["clip"], cut, ("text.embed",))
+    assert held.gather("inputs:text", [0])[0, :, 1].tolist() == [1] * 64
+    assert stored_sites(held) == ["text.embed"]
+    with pytest.raises(SourceError, match="bad-source"):
+        source(paths=("x",), too_long="keep")
+
+
+def test_no_special_tokens_mean_nothing_to_patches(tmp_path, folder, models):
+    with pytest.raises(IngestError, match=r"setting-unused.*--no-special-tokens"):
+        run(tmp_path / "s", models["vit"], shown(folder), ("embed",), special_tokens=False)
