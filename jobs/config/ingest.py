@@ -24,7 +24,7 @@ class Ingest(Placed):
     source: str | None = None
     """Source by name, with settings: synthetic:width=64,features=128; default: by the corpus' endings."""
     rows: Rows | None = None
-    """Rows to take at most."""
+    """Rows to take at most, generated ones among them."""
     sites: Names = ("@50%",)
     """Site names, sets blocks.{3,5}.resid_post, blocks.*.attn.z, or @50%."""
     stats: Words | None = None
@@ -94,6 +94,8 @@ class Ingest(Placed):
 @dataclass(frozen=True, kw_only=True)
 class Plan(Ingest):
     """Say what an ingest would come to: rows, parts, bytes, operations, time here, money. Takes what ingest takes.
+
+    What --generate itself takes is not counted, and rows are then at most.
 
     Example: actlake plan --model ./gpt2 --corpus texts/ --out ./store --sites "blocks.*.resid_post" --prices prices.yaml
     """

@@ -4,7 +4,7 @@
 
 The peer gets an environment of its own, made by ``venv`` and pip from the package index on the first call. Token ids are those of
 this library's own standard-library text, cut to whole sequences; both take the same batches and threads, load the model and
-the ids before the clock starts, and compute in float32. SAELens keeps float32; ours keeps bfloat16, and float32 where asked
+the ids before the clock starts, and compute in float32 (ours in another dtype where asked: ``--dtype auto``). SAELens keeps float32; ours keeps bfloat16, and float32 where asked
 (``--store-dtype float32``). They take turns. What is written: ``OUT/comparison.json`` and a table on standard output.
 """
 
@@ -77,14 +77,16 @@ class Ours:
         first = HarvestConfig(model=model, sites=("embed",), dtype="float32", group="first")
         ingest(folder, tokens, first, runtime=InProcess())
         self.folder, self.settings = folder, settings
-        self.loaded = load(model, dtype="float32")
+        self.loaded = load(model, dtype=settings.dtype)
+        self.context = ids.shape[1]
 
     def run(self) -> tuple[float, int, store.Store]:
         """Return seconds, bytes and the store."""
         shutil.rmtree(self.folder / "groups" / "acts", ignore_errors=True)
         began = time.perf_counter()
         made = store.open(self.folder)
-        job = _job(made, self.settings, self.loaded, self.settings.sites)
+        sites = self.settings.sites
+        job = _job(made, self.settings, self.loaded, sites, self.context, "texts")
         worker = Harvester(job, self.loaded)
         for part in made.view.parts("tokens"):
             worker.run(part)
@@ -116,6 +118,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--layer", type=int, default=2)
+    parser.add_argument("--dtype", default="float32", help="ours; auto is what it takes by itself")
     parser.add_argument("--store-dtype", default="bfloat16")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -130,7 +133,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         model=arguments.model,
         sites=(site,),
         batch=arguments.batch,
-        dtype="float32",
+        dtype=arguments.dtype,
         store_dtype=arguments.store_dtype,
     )
     mine = Ours(arguments.out / "ours", arguments.model, ids, settings)
