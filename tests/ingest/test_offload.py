@@ -160,11 +160,22 @@ def test_bytes_that_come_back_changed_are_refused(tmp_path, x, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_tensor_changed_in_place_is_refused_as_without(tmp_path):
+def test_a_tensor_changed_in_place_is_refused_as_without(tmp_path, monkeypatch):
+    """One whose bytes were written before the change comes back as it was saved, and gradients are right."""
+    changed = threading.Event()
+    write = ingest.offload._Step._write_bytes
+
+    def waiting(self, slot, held):
+        changed.wait(10)
+        write(self, slot, held)
+
+    monkeypatch.setattr(ingest.offload._Step, "_write_bytes", waiting)
+
     def step():
         x = torch.ones(2000, requires_grad=True)
         y = x.exp()
         y.add_(1)
+        changed.set()
         y.sum().backward()
 
     with pytest.raises(RuntimeError, match="inplace"):

@@ -4,7 +4,8 @@
 
 The peer gets an environment of its own, made by ``venv`` and pip from the package index on the first call. Token ids are those of
 this library's own standard-library text, cut to whole sequences; both take the same batches and threads, load the model and
-the ids before the clock starts, and compute in float32 (ours in another dtype where asked: ``--dtype auto``). SAELens keeps float32; ours keeps bfloat16, and float32 where asked
+the ids before the clock starts, and compute in float32 (ours in another dtype where asked: ``--dtype auto``).
+SAELens keeps float32; ours keeps bfloat16, and float32 where asked
 (``--store-dtype float32``). They take turns. What is written: ``OUT/comparison.json`` and a table on standard output.
 """
 
@@ -51,8 +52,10 @@ def environment(folder: Path) -> Path:
     return python
 
 
-def whole_sequences(folder: Path, model: str, rows: int, context: int) -> np.ndarray[Any, Any]:
-    """Return token ids ``int64[S, context]`` of whole sequences of text."""
+def whole_sequences(
+    folder: Path, model: str, rows: int, context: int, batch: int
+) -> np.ndarray[Any, Any]:
+    """Return token ids ``int64[S, context]`` of whole sequences of text, in whole batches: the peer fills the last one up."""
     shutil.rmtree(folder, ignore_errors=True)
     tokens = TokensConfig(source=SOURCES.get("stdlib")(), context=context, rows=rows)
     harvest = HarvestConfig(model=model, sites=("embed",), dtype="float32")
@@ -60,6 +63,7 @@ def whole_sequences(folder: Path, model: str, rows: int, context: int) -> np.nda
     made = store.open(folder)
     sequences = made.arrow("sequences").to_pylist()
     whole = [one["seq_id"] for one in sequences if one["rows"] == context]
+    whole = whole[: len(whole) // batch * batch]
     return np.stack(made.sequences("token_id", whole)).astype(np.int64)
 
 
@@ -126,7 +130,13 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
     python = environment(arguments.env)
-    ids = whole_sequences(arguments.out / "cut", arguments.model, arguments.rows, arguments.context)
+    ids = whole_sequences(
+        arguments.out / "cut",
+        arguments.model,
+        arguments.rows,
+        arguments.context,
+        arguments.batch,
+    )
     np.save(arguments.out / "ids.npy", ids)
     site = f"blocks.{arguments.layer}.resid_post"
     settings = HarvestConfig(
