@@ -55,7 +55,9 @@ def environment(folder: Path) -> Path:
 def whole_sequences(
     folder: Path, model: str, rows: int, context: int, batch: int
 ) -> np.ndarray[Any, Any]:
-    """Return token ids ``int64[S, context]`` of whole sequences of text, in whole batches: the peer fills the last one up."""
+    """Return token ids ``int64[S, context]`` of whole sequences of text, in four whole batches and more: so the peer
+    fills no buffer up.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     tokens = TokensConfig(source=SOURCES.get("stdlib")(), context=context, rows=rows)
     harvest = HarvestConfig(model=model, sites=("embed",), dtype="float32")
@@ -63,7 +65,7 @@ def whole_sequences(
     made = store.open(folder)
     sequences = made.arrow("sequences").to_pylist()
     whole = [one["seq_id"] for one in sequences if one["rows"] == context]
-    whole = whole[: len(whole) // batch * batch]
+    whole = whole[: len(whole) // (4 * batch) * 4 * batch]
     return np.stack(made.sequences("token_id", whole)).astype(np.int64)
 
 
