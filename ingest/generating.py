@@ -22,7 +22,8 @@ from ingest.generation import Generation
 from ingest.models import LoadedModel
 from ingest.models.backward import check_head
 from ingest.models.saying import say
-from ingest.tokens import Progress, Tokenizing
+from ingest.tokens import Tokenizing
+from ingest.writing import Progress, write_sequences
 from store import Store, TokenSequence, TokensWriter
 from store.schema import subseed
 from store.tables import column
@@ -80,15 +81,7 @@ class Generating:
 
     def write(self, writer: TokensWriter, progress: Progress) -> None:
         """Write what is missing of the tokens group and seal it where the source ends."""
-        if writer.sealed:
-            return
-        with writer:
-            rows = writer.rows
-            for sequence, position in self.sequences(writer.position):
-                writer.put([sequence], position=position)
-                rows += len(sequence)
-                progress("tokens", rows, None)
-            writer.seal()
+        write_sequences(self, writer, progress, self.prompts.config.rows)
 
     def _said(self, prompts: list[TokenSequence], number: int) -> list[Array]:
         """Return the tokens behind each prompt, the one that ends a text included."""

@@ -21,6 +21,7 @@ from ingest.models.seeing import check_size, rows_of
 from ingest.packing import Framed, sequence_of
 from ingest.plan import split_of
 from ingest.showing import INPUTS, PIXELS, TEXT, images_of, patches_of
+from ingest.writing import Progress, write_sequences
 from store import Document, Store, TokenSequence, TokensWriter
 from store.tables import column
 from store.tokens import FLAG_FIRST_OF_DOCUMENT, FLAG_SPECIAL
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from ingest.config import TokensConfig
     from ingest.contract import Array, Picture
     from ingest.models import LoadedModel
-    from ingest.tokens import Progress
 
 
 @dataclass(kw_only=True)
@@ -81,15 +81,7 @@ class Picturing:
 
     def write(self, writer: TokensWriter, progress: Progress) -> None:
         """Write what is missing of the tokens group and seal it where the source ends."""
-        if writer.sealed:
-            return
-        with writer:
-            rows = writer.rows
-            for sequence, position in self.sequences(writer.position):
-                writer.put([sequence], position=position)
-                rows += len(sequence)
-                progress("tokens", rows, self.config.rows)
-            writer.seal()
+        write_sequences(self, writer, progress, self.config.rows)
 
     def pixels(self, picture: Picture) -> Array:
         """Return an image's pixels, ``uint8[height, width, 3]``, of the size of all.

@@ -33,8 +33,8 @@ from ingest.models.derived import Derived
 from ingest.plan import Batching
 from ingest.run import silent
 from ingest.tasks import NAMES
-from ingest.tokens import Progress
 from ingest.vectors import VECTOR_CONTEXT, vector_rows
+from ingest.writing import Progress
 from store import TokenSequence, create
 from store.commits import exists
 from store.layout import STORE_KEY

@@ -29,8 +29,9 @@ from ingest.picturing import Picturing, write_inputs
 from ingest.plan import Batching
 from ingest.showing import sees_of
 from ingest.tasks import Pairing, write_answers
-from ingest.tokens import Progress, Tokenizing, picture_recipe, tokenizer_files, tokens_recipe
+from ingest.tokens import Tokenizing, picture_recipe, tokenizer_files, tokens_recipe
 from ingest.vectors import VectorWorker, vector_recipe, vector_rows, write_vector_tokens
+from ingest.writing import Progress
 from store import ActlakeError, Store, create
 from store import open as open_store
 from store.codecs import CODECS

@@ -18,6 +18,7 @@ from ingest.errors import IngestError, SourceError
 from ingest.framing import check_unframed, special_ids
 from ingest.plan import split_of
 from ingest.readers import vocabulary
+from ingest.writing import Progress, write_sequences
 from store import Document, Store, TokenSequence, TokensWriter
 from store.tables import column
 from store.tokens import FLAG_FIRST_OF_DOCUMENT, FLAG_SPECIAL
@@ -25,7 +26,6 @@ from store.tokens import FLAG_FIRST_OF_DOCUMENT, FLAG_SPECIAL
 if TYPE_CHECKING:
     from ingest.config import TokensConfig
     from ingest.contract import Array, TaskPair
-    from ingest.tokens import Progress
 
 ANSWERS = "answers"
 """The group that holds them."""
@@ -144,15 +144,7 @@ class Pairing:
 
     def write(self, writer: TokensWriter, progress: Progress) -> None:
         """Write what is missing of the tokens group and seal it where the source ends."""
-        if writer.sealed:
-            return
-        with writer:
-            rows = writer.rows
-            for sequences, position in self.sequences(writer.position):
-                writer.put(sequences, position=position)
-                rows += sum(map(len, sequences))
-                progress("tokens", rows, self.config.rows)
-            writer.seal()
+        write_sequences(self, writer, progress, self.config.rows)
 
 
 def write_answers(store: Store, pairing: Pairing) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from ingest.models import LoadedModel
 from ingest.packing import Framed, Packer, sequence_of
 from ingest.plan import SHARES, Slice, slices, split_of
 from ingest.readers import reader
+from ingest.writing import Progress, write_sequences
 from store import Document, Store, TokenSequence, TokensWriter
 from store.records import sha256
 from store.registry import to_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Progress = Callable[[str, int, int | None], None]
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -299,14 +299,4 @@ class Tokenizing:
 
     def write(self, writer: TokensWriter, progress: Progress) -> None:
         """Write what is missing of the tokens group and seal it where the source ends."""
-        if writer.sealed:
-            return
-        with writer:
-            rows = writer.rows
-            for sequence, position in self.sequences(writer.position):
-                writer.put([sequence], position=position)
-                rows += len(sequence)
-                progress("tokens", rows, self.config.rows)
-            if not rows:
-                self.check()
-            writer.seal()
+        write_sequences(self, writer, progress, self.config.rows)

@@ -11,7 +11,7 @@ from ingest.config import TokensConfig
 from ingest.contract import VectorSource
 from ingest.errors import IngestError
 from ingest.plan import SHARES, split_of
-from ingest.tokens import Progress
+from ingest.writing import Progress
 from store import Codes, Document, TokenSequence, TokensWriter
 from store import open as open_store
 from store.records import canonical, sha256
