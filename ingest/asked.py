@@ -119,13 +119,16 @@ def _longest(store: Store) -> int:
     return max(lengths, default=1)
 
 
-def check_memory(batch: int, context: int, loaded: LoadedModel, *, logits: int = 0) -> None:
+def check_memory(
+    batch: int, context: int, loaded: LoadedModel, *, logits: int = 0, lanes: bool = False
+) -> None:
     """Raise ``over-budget`` where one batch cannot fit the memory that is free.
 
     Counts ids and mask, and four float32 copies of the residual stream: less than any model needs; and, where a
-    gradient begins at them, three of the ``logits`` of a token.
+    gradient begins at them, three of the ``logits`` of a token; of lanes also what says which tokens see which.
     """
     need = batch * context * (16 + 4 * 4 * loaded.adapter.width + 3 * 4 * logits)
+    need += batch * context * context if lanes else 0
     free = free_memory_bytes()
     if need > free:
         raise OverBudgetError(
@@ -245,7 +248,8 @@ def _check_memory(
     settings: Any = loaded.model.config
     vocabulary = int(getattr(getattr(settings, "text_config", settings), "vocab_size", 0))
     asked = config.gradient is not None or bool(set(PREDICTED) & set(sites))
-    check_memory(config.batch, context, loaded, logits=vocabulary if asked else 0)
+    logits = vocabulary if asked else 0
+    check_memory(config.batch, context, loaded, logits=logits, lanes=config.lanes)
 
 
 def _check_observable(

@@ -6,6 +6,7 @@ any size can be asked about; by chance two of a hundred million texts share thos
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,7 @@ def repeats(store: Store) -> Repeats:
     """Count the documents of a store whose text an earlier one has."""
     seen = Seen()
     rows = 0
-    repeated: list[int] = []
+    repeated = array("q")
     for data in _documents(store):
         for number, digest, count in zip(
             column(data, "doc_id").tolist(),
@@ -79,7 +80,9 @@ def repeats(store: Store) -> Repeats:
             if seen.first(digest, number) != number:
                 rows += count
                 repeated.append(number)
-    again = len(np.unique(repeated))  # a document may have pieces in several parts
+    again = len(
+        np.unique(np.frombuffer(repeated, np.int64))
+    )  # a document may have pieces in several parts
     return Repeats(documents=len(seen) + again, repeated=again, repeated_rows=rows)
 
 

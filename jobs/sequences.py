@@ -252,8 +252,10 @@ def model_facts(
     ------
     JobError
         ``model-differs``: the folder holds another model. ``ambiguous-column``: the groups come from several.
+        ``masked-group``: what a model filled are samples.
     """
     held = whole_groups(store, groups)
+    _refuse_samples(store, held)
     if model is not None:
         return _named_facts(store, held, model)
     _refuse_several_models(store, held)
@@ -262,6 +264,19 @@ def model_facts(
         if asset is not None:
             return ModelFacts.from_files(store.asset(str(asset)))
     return _facts_of_columns(held)
+
+
+def _refuse_samples(store: Store, held: Sequence[Group]) -> None:
+    """Raise where a model filled samples of the rows and nothing else: they are no reason to say that there is nothing."""
+    every = [store.view.group(name) for name in store.groups]
+    samples = [group.name for group in every if group.masked and "model" in group.recipe]
+    if samples and not any("model" in group.recipe for group in held):
+        raise JobError(
+            f"this needs whole sequences, and what a model filled of {store.url} are samples of the rows: {', '.join(samples)}. "
+            "Nothing was started. Add a group of all rows (actlake ingest --into, without --sample).",
+            kind="masked-group",
+            group=samples[0],
+        )
 
 
 def _refuse_several_models(store: Store, groups: Sequence[Group]) -> None:

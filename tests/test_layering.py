@@ -45,7 +45,7 @@ DOORS = {
     "matplotlib": ("jobs.report.plots",),
     "fsspec": ("store.object_store",),
     "datasets": ("ingest.sources.huggingface",),
-    "PIL": ("ingest.models.pictures",),
+    "PIL": ("ingest.models.pictures", "ingest.models.toy"),
     "torch": ("ingest", "jobs"),
     "tyro": ("jobs.cli", "jobs.config", "jobs.progress"),
     "rich": ("jobs.cli", "jobs.config", "jobs.progress"),

@@ -7,11 +7,13 @@ files.
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ingest.models.contract import ADAPTERS, Vision
@@ -93,6 +95,16 @@ def _save_processor(folder: Path, vision: Vision) -> None:
         "image_std": [0.5, 0.3, 0.25],
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=1))
+
+
+def image(seed: int, size: tuple[int, int] = (41, 53)) -> bytes:
+    """Return a PNG file of random pixels, of some height and width."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def reading() -> list[str]:

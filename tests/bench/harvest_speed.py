@@ -8,7 +8,7 @@
 Both run the same batches of the same store's tokens through the same loaded model, in one process, as far as the deepest site;
 the harvest writes its sites besides, checks, sums up and commits them. They take turns, and a ratio is the forward's seconds
 over the harvest's in the same round: its median, with the 20th and 80th percentile. ``waiting`` is the share of a harvest's time
-in which the model waited for the store, as its commits say; ``CPU`` is what the process took more than for the forward alone,
+in which the model waited for the store, by its own clock; ``CPU`` is what the process took more than for the forward alone,
 per GB kept.
 """
 
@@ -101,12 +101,12 @@ class Bench:
         fresh = self.made.refresh()
         job = _job(fresh, self.config(sites, group), self.loaded, sites, self.context, "texts")
         worker = Harvester(job, self.loaded)
-        for part in fresh.view.parts("tokens"):
-            worker.run(part)
+        waited = sum(
+            float(worker.run(part)["waited_seconds"]) for part in fresh.view.parts("tokens")
+        )
         worker.close()
         kept = self.made.refresh().view
         commits = [kept.commit(group, part) for part in kept.parts(group)]
-        waited = sum(float(commit.provenance["store_seconds"]) for commit in commits)
         size = sum(one.size for commit in commits for one in commit.objects.values())
         return waited, size
 

@@ -25,7 +25,7 @@ def test_one_four_and_all_sites_are_measured_and_nothing_is_left(script, tmp_pat
     assert [row["sites"] for row in found["rows"]] == [1, 4, 6]
     for row in found["rows"]:
         assert row["ratio"]["median"] > 0
-        assert 0 <= row["waiting"]["median"] < 1
+        assert 0 < row["waiting"]["median"] < 1
         assert row["mb"] > 0.9 * row["sites"] * 2000 * 256 * 2 / 1e6
     told = capsys.readouterr().out
     assert told.count("met") + told.count("MISSED") == 3

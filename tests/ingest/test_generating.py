@@ -81,8 +81,11 @@ def test_the_most_likely_token_follows_each_time(loaded, corpus):
         logits = logits_of(loaded, ids)
         for at in range(told, len(ids)):
             before = logits[at - 1]
-            # Greedy but for ties within rounding: a cache and padding change the last bits.
-            assert before[ids[at]] >= before.max() - 1e-3
+            # The likeliest, but for a tie within what float32 leaves of a logit.
+            assert (
+                before.max() - before[ids[at]]
+                <= torch.finfo(torch.float32).eps * 64 * before.abs().max()
+            )
         assert ((sequence.flags & FLAG_GENERATED) != 0).tolist() == [
             at >= told for at in range(len(ids))
         ]

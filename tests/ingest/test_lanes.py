@@ -72,6 +72,40 @@ def test_a_sequence_in_a_lane_is_what_it_is_alone(model, wanted):
             assert torch.equal(rows, by_itself)
 
 
+def alone_and_padded(adapter, sites):
+    """Return {site: rows} of every sequence by itself, and of one padded batch of them."""
+    alone = [adapter.capture(one, torch.ones_like(one), sites) for one in sequences()]
+    ids = torch.zeros(len(LENGTHS), LENGTH, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, one in enumerate(sequences()):
+        ids[number, : one.shape[1]], mask[number, : one.shape[1]] = one, 1
+    padded = adapter.capture(ids, mask, sites)
+    return (
+        {site: torch.cat([one[site][0] for one in alone]) for site in sites},
+        {site: padded[site][mask.bool()] for site in sites},
+    )
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt2", "bert"])
+def test_in_sixteen_bits_lanes_are_as_near_to_the_truth_as_any_batch(family):
+    """Rounding differs between batches: what counts is the distance from float64, beside those of plain forwards."""
+    exact, coarse = (
+        toy.build(family, seed=7, layers=3).to(d) for d in (torch.double, torch.bfloat16)
+    )
+    adapter = adapt(coarse)
+    ids, mask, positions = laid()
+    sites = list(adapter.sites())
+    truth, _ = alone_and_padded(adapt(exact), sites)
+    alone, padded = alone_and_padded(adapter, sites)
+    lanes = adapter.capture(ids, mask, sites, positions_BT=positions)
+    for site in sites:
+        errors = [
+            float((value.double() - truth[site]).norm())
+            for value in (lanes[site][mask.bool()], alone[site], padded[site])
+        ]
+        assert errors[0] <= errors[1] + errors[2], site  # two roundings of the same truth apart
+
+
 # -- harvests ----------------------------------------------------------------------------------------------------
 
 

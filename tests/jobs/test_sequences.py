@@ -197,3 +197,21 @@ def test_the_facts_of_a_model_that_are_gone_are_found_by_verify(made):
     storage.delete([key for key in storage.keys("assets") if asset in key])
     report = store.verify(opened)
     assert [problem["kind"] for problem in report.problems] == ["asset-missing"]
+
+
+def test_columns_of_a_store_in_lanes_are_asked_for_in_lanes(made):
+    recipe = {"model": {"family": "gpt2"}, "batch": {"sequences": 2, "lanes": 64}}
+    more = {"compute_dtype": "float32", "dtypes": {"blocks.0.resid_post": "float32"}}
+    made = fill(made, "acts", {"blocks.0.resid_post": "float32[16]"}, **recipe, **more)
+    error = missing_columns_error(made, ["blocks.1.resid_post"])
+    assert "--lanes" in error.message
+    assert "--batch 2" in error.message
+
+
+def test_a_store_of_samples_alone_is_said_to_be_one(made):
+    recipe = {"model": {"family": "gpt2"}, "mask": {"share": "0.5", "seed": 0}}
+    with made.writer("few", columns={"h": "float32[16]"}, recipe=recipe) as writer:
+        ids = made.row_ids()[::2]
+        writer.put(ids, {"h": np.zeros((len(ids), 16), np.float32)})
+    with pytest.raises(JobError, match=r"masked-group.*samples of the rows: few.*without --sample"):
+        model_facts(made.refresh())
