@@ -11,6 +11,7 @@ import importlib.util
 import itertools
 import os
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,11 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 MAY_SLEEP = ("slow", "cluster", "peers", "loops")
 MAY_START_RAY = ("cluster",)
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Whoever is started in the background by a shell ignores it, and so would every process a test starts and interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

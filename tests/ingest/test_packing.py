@@ -139,7 +139,7 @@ def test_going_on_from_any_sequence_gives_the_rest(tokenizer, texts, context, ro
 
 
 def test_a_packed_writer_that_dies_leaves_the_store_of_one_that_did_not(tokenizer):
-    texts = VARIED * 6
+    texts = VARIED * 3
 
     class DiedError(Exception):
         pass
@@ -162,7 +162,7 @@ def test_a_packed_writer_that_dies_leaves_the_store_of_one_that_did_not(tokenize
     parts = undisturbed.coverage["tokens"].parts
     assert parts >= 4
     sequences = len(undisturbed.arrow("sequences"))
-    for at in range(2, sequences, sequences // 7):
+    for at in range(2, sequences, sequences // 4):
         into = made()
         with pytest.raises(DiedError):
             write(into, at)
