@@ -1,4 +1,4 @@
-"""The frozen form of a dictionary, and the sparse operations a dictionary is made of.
+"""The frozen form of a dictionary.
 
 Every linear dictionary, whatever it was trained with, ends as one affine map, one threshold and
 unit decoder rows in the units of the stored rows, so that all consumers share one inference path.
@@ -16,7 +16,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
+from jobs.codes import Codes, Pattern, PlainCodeOps, positions
 from jobs.errors import JobError
 from store.errors import InvalidInputError
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "dictionary.safetensors"
 CARD_FILE = "dictionary.json"
 FORMAT = "actlake-dictionary/1"
+WIDER_FORMAT = "actlake-dictionary/2"
+"""What is written of a dictionary that rebuilds other rows than it reads: width_out, and maybe a skip."""
 UNIT_TOLERANCE = (
     1e-4  # float32 rows of width 8192 normalise to within 1e-6; imported ones are looser
 )
@@ -45,131 +47,24 @@ BLOCK_BYTES = (
 )  # one block of float32 pre-activations; larger blocks were no faster on two cores
 
 
-def positions(mask: Tensor) -> Tensor:
-    """Return the flat row-major positions of the true entries, int64, ascending.
-
-    On a CPU NumPy's scan is five times as fast as torch's (25 M entries, two cores: 9 and 50 ms).
-    """
-    if mask.device.type != "cpu":
-        return mask.flatten().nonzero().squeeze(1)
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))
-
-
-@dataclass(frozen=True, slots=True)
-class Codes:
-    """Active latents of a block of rows, sorted by (row, latent).
-
-    ``row_index`` int64[N] counts from the block's first row; ``latent`` is uint32[N]; ``value`` is
-    float32[N] in the units of the rows. Arrays are read-only.
-    """
-
-    row_index: NDArray[np.int64]
-    latent: NDArray[np.uint32]
-    value: NDArray[np.float32]
-
-    def __post_init__(self) -> None:
-        for array in (self.row_index, self.latent, self.value):
-            array.flags.writeable = False
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """Which latents are active in which rows: pairs sorted by (row, latent), without their values.
-
-    ``row`` and ``latent`` are int64[N] on one device. What the operations derive from a pattern is
-    kept, so that forward and backward sort once.
-    """
-
-    row: Tensor
-    latent: Tensor
-    rows: int
-    latents: int
-
-    @cached_property
-    def row_starts(self) -> Tensor:
-        """First pair of each row, int64[R]."""
-        return _starts(self.row, self.rows)
-
-    @cached_property
-    def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Pairs in (latent, row) order, their rows in it, and the first pair of each latent."""
-        order = torch.sort(self.latent.int(), stable=True).indices
-        return order, self.row[order], _starts(self.latent, self.latents)
-
-
-def _starts(index_N: Tensor, groups: int) -> Tensor:
-    counts = torch.bincount(index_N, minlength=groups)
-    return counts.cumsum(0) - counts
-
-
-class CodeOps(Protocol):
-    """The three products of a sparse code, each linear in its values; each is the others' gradient.
-
-    ``z_RL`` stands for the dense matrix with ``value_N`` at the pairs of the pattern and zero
-    elsewhere. Results have the dtype of the input and repeat bit for bit on one machine.
-    """
-
-    def gather_sum(self, pattern: Pattern, value_N: Tensor, w_LD: Tensor) -> Tensor:
-        """Return ``z_RL @ w_LD``: decoding, [R, D]."""
-        ...
-
-    def scatter_sum(self, pattern: Pattern, value_N: Tensor, x_RD: Tensor) -> Tensor:
-        """Return ``z_RL.T @ x_RD``: the gradient of a weight matrix, [L, D]."""
-        ...
-
-    def dots(self, pattern: Pattern, x_RD: Tensor, w_LD: Tensor) -> Tensor:
-        """Return the entries of ``x_RD @ w_LD.T`` at the pairs of the pattern: encoding, [N]."""
-        ...
-
-
-class PlainCodeOps:
-    """``CodeOps`` by embedding bags: one gather per pair, no dense code, deterministic.
-
-    At D 384, L 6144, 4096 rows and 32 pairs a row each takes 2 to 4 ms on two cores, where the
-    dense bfloat16 product takes 55 ms.
-    """
-
-    def gather_sum(self, pattern: Pattern, value_N: Tensor, w_LD: Tensor) -> Tensor:
-        """Return ``z_RL @ w_LD``, [R, D]."""
-        return _bags(pattern.latent, value_N, pattern.row_starts, w_LD)
-
-    def scatter_sum(self, pattern: Pattern, value_N: Tensor, x_RD: Tensor) -> Tensor:
-        """Return ``z_RL.T @ x_RD``, [L, D]."""
-        order, row_N, starts = pattern.by_latent
-        return _bags(row_N, value_N[order], starts, x_RD)
-
-    def dots(self, pattern: Pattern, x_RD: Tensor, w_LD: Tensor) -> Tensor:
-        """Return ``(x_RD @ w_LD.T)[row, latent]``, [N]: decoding's gradient by its values."""
-        with torch.enable_grad():
-            value_N = torch.zeros(len(pattern.row), dtype=w_LD.dtype, device=w_LD.device)
-            value_N.requires_grad_()
-            sums_RD = _bags(pattern.latent, value_N, pattern.row_starts, w_LD.detach())
-            return torch.autograd.grad(sums_RD, value_N, x_RD.detach().contiguous())[0]
-
-
-def _bags(index_N: Tensor, value_N: Tensor, starts_G: Tensor, table: Tensor) -> Tensor:
-    return embedding_bag(index_N, table, starts_G, mode="sum", per_sample_weights=value_N)
-
-
 @dataclass(frozen=True, eq=False)
 class Codebook:
     """A dictionary as everybody reads it.
 
-    ``π = x W_enc + b_enc``, ``f = π·1[π > θ]``, ``x̂ = f W_dec + b_dec``, with rows in raw units: an
-    input scale or centring used in training is folded into the weights. Decoder rows have norm 1, so
-    a code is the length of its latent's share of the row.
+    ``π = x W_enc + b_enc``, ``f = π·1[π > θ]``, ``x̂ = f W_dec + b_dec (+ x W_skip)``, with rows in raw
+    units: an input scale or centring used in training is folded into the weights. Decoder rows have norm
+    1, so a code is the length of its latent's share of the row.
 
     Parameters
     ----------
     W_enc_DL, b_enc_L, W_dec_LD, b_dec_D
-        Weights; kept as float32 copies.
+        Weights; kept as float32 copies. A transcoder's decoder has a width of its own, that of its target.
     threshold
         θ >= 0, one number or one per latent.
     meta
         What is known of its making, JSON values: site, model, recipe, variant, k, …
+    W_skip_DE
+        What a transcoder takes straight from the rows it reads, [D, width of the target]; None: nothing.
 
     Raises
     ------
@@ -184,11 +79,16 @@ class Codebook:
     b_dec_D: Tensor  # noqa: N815 - the dimension suffix
     threshold: Tensor | float
     meta: Mapping[str, Any] = field(default_factory=dict)
+    W_skip_DE: Tensor | None = None
 
     _tensors: ClassVar = ("W_enc_DL", "b_enc_L", "W_dec_LD", "b_dec_D", "threshold")
 
+    def _held(self) -> tuple[str, ...]:
+        """Return the names of the tensors there are."""
+        return (*self._tensors, *(("W_skip_DE",) if self.W_skip_DE is not None else ()))
+
     def __post_init__(self) -> None:
-        for name in self._tensors:
+        for name in self._held():
             value = torch.as_tensor(getattr(self, name)).detach()
             object.__setattr__(self, name, value.to(torch.float32).contiguous().clone())
         object.__setattr__(self, "meta", json.loads(json.dumps(dict(self.meta))))
@@ -196,16 +96,18 @@ class Codebook:
             raise _broken(fault)
 
     def _fault(self) -> str:
-        latents, width = self.W_dec_LD.shape if self.W_dec_LD.dim() == 2 else (0, 0)
+        latents, out = self.W_dec_LD.shape if self.W_dec_LD.dim() == 2 else (0, 0)
+        width = self.W_enc_DL.shape[0] if self.W_enc_DL.dim() == 2 else 0
         shapes: dict[str, tuple[tuple[int, ...], ...]] = {
-            "W_dec_LD": ((latents, width),),
+            "W_dec_LD": ((latents, out),),
             "W_enc_DL": ((width, latents),),
             "b_enc_L": ((latents,),),
-            "b_dec_D": ((width,),),
+            "b_dec_D": ((out,),),
             "threshold": ((), (latents,)),
+            "W_skip_DE": ((width, out),),
         }
-        for name, allowed in shapes.items():
-            tensor = getattr(self, name)
+        for name in self._held():
+            tensor, allowed = getattr(self, name), shapes[name]
             if tuple(tensor.shape) not in allowed:
                 return f"{name} has shape {tuple(tensor.shape)}, expected {allowed[-1]}"
             if not bool(torch.isfinite(tensor).all()):
@@ -227,7 +129,12 @@ class Codebook:
 
     @property
     def width(self) -> int:
-        """Values in a row, D."""
+        """Values in a row that is read, D."""
+        return int(self.W_enc_DL.shape[0])
+
+    @property
+    def out_width(self) -> int:
+        """Values in a row that is rebuilt; the same as ``width`` unless this is a transcoder."""
         return int(self.b_dec_D.shape[0])
 
     @property
@@ -243,7 +150,7 @@ class Codebook:
 
     def to(self, device: str | torch.device) -> Codebook:
         """Return the same codebook with its weights on ``device``."""
-        moved = {name: getattr(self, name).to(device) for name in self._tensors}
+        moved = {name: getattr(self, name).to(device) for name in self._held()}
         return dataclasses.replace(self, **moved)
 
     def _rows(self, x_RD: Tensor | NDArray[Any]) -> Tensor:
@@ -293,24 +200,47 @@ class Codebook:
         return dense_RL
 
     @torch.no_grad()
-    def decode(self, codes: Codes, rows: int) -> Tensor:
-        """Return the rows that codes stand for, float32 [rows, D]; without codes, ``b_dec``."""
+    def decode(self, codes: Codes, rows: int, x_RD: Tensor | NDArray[Any] | None = None) -> Tensor:
+        """Return the rows that codes stand for, float32 [rows, out_width]; without codes, ``b_dec``.
+
+        Parameters
+        ----------
+        x_RD
+            The rows that were encoded; only a dictionary with a skip asks for them.
+
+        Raises
+        ------
+        InvalidInputError
+            ``no-rows-to-skip``: the dictionary has a skip and was given no rows.
+        """
         device = self.W_dec_LD.device
         row_N = torch.tensor(codes.row_index, device=device)
         latent_N = torch.tensor(codes.latent.astype(np.int64), device=device)
         value_N = torch.tensor(codes.value, device=device)
         pattern = Pattern(row_N, latent_N, rows, self.latents)
-        return PlainCodeOps().gather_sum(pattern, value_N, self.W_dec_LD) + self.b_dec_D
+        hat_RE = PlainCodeOps().gather_sum(pattern, value_N, self.W_dec_LD) + self.b_dec_D
+        if self.W_skip_DE is None:
+            return hat_RE
+        if x_RD is None:
+            raise InvalidInputError(
+                f"codes of {rows} rows were to be decoded by a dictionary with a skip, which takes part of what it "
+                "rebuilds from the rows themselves, and no rows were given. Nothing was decoded. Give the rows "
+                "that were encoded too.",
+                kind="no-rows-to-skip",
+            )
+        return hat_RE.addmm_(self._rows(x_RD).float(), self.W_skip_DE)
 
     def reconstruct(self, x_RD: Tensor | NDArray[Any]) -> Tensor:
-        """Return ``x̂``, float32 [R, D]."""
-        return self.decode(self.encode(x_RD), len(x_RD))
+        """Return ``x̂``, float32 [R, out_width]."""
+        return self.decode(self.encode(x_RD), len(x_RD), x_RD)
 
     def to_bytes(self) -> dict[str, bytes]:
         """Return a dictionary's two files; equal codebooks give equal bytes."""
-        weights = save_tensors({name: getattr(self, name).cpu() for name in self._tensors})
+        weights = save_tensors({name: getattr(self, name).cpu() for name in self._held()})
+        wider = self.W_skip_DE is not None or self.out_width != self.width
         card = {
-            "format": FORMAT,
+            "format": WIDER_FORMAT if wider else FORMAT,
+            **({"width_out": self.out_width} if wider else {}),
             "latents": self.latents,
             "meta": self.meta,
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
@@ -333,13 +263,15 @@ class Codebook:
         try:
             card = json.loads(files[CARD_FILE])
             tensors = load_tensors(bytes(files[WEIGHTS_FILE]))
-            if card["format"] != FORMAT:
-                raise _broken(f"{CARD_FILE} says format {card['format']!r}, this reads {FORMAT!r}")
+            if card["format"] not in {FORMAT, WIDER_FORMAT}:
+                known = f"{FORMAT!r} and {WIDER_FORMAT!r}"
+                raise _broken(f"{CARD_FILE} says format {card['format']!r}, this reads {known}")
             found = hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
             if found != card["weights_sha256"]:
                 stated = str(card["weights_sha256"])[:12]
                 raise _broken(f"{WEIGHTS_FILE} has sha256 {found[:12]}…, its card states {stated}…")
-            return cls(**{name: tensors[name] for name in cls._tensors}, meta=card["meta"])
+            held = {name: tensors[name] for name in cls._tensors}
+            return cls(**held, meta=card["meta"], W_skip_DE=tensors.get("W_skip_DE"))
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise _broken(
                 f"its files could not be read ({type(error).__name__}: {error})"

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jobs.codebook import Codebook, positions
+from jobs.codebook import Codebook
+from jobs.codes import positions
 from jobs.dictionaries.contract import Feed, TrainConfig
 
 MEDIAN_ITERATIONS = 100

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from jobs.codebook import CodeOps, Pattern, PlainCodeOps
+from jobs.codes import CodeOps, Pattern, PlainCodeOps
 from jobs.dictionaries.decoder import decode
 from jobs.dictionaries.encoders.linear import LinearScores, pre_activations
 from store.errors import InvalidInputError

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.codebook import CodeOps, Pattern
+from jobs.codes import CodeOps, Pattern
 
 
 class _Decode(torch.autograd.Function):

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.codebook import Codebook, Codes
+from jobs.codebook import Codebook
+from jobs.codes import Codes
 from jobs.dictionaries.learner import Learner
 from store.errors import InvalidInputError
 

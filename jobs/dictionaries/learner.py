@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ingest.models.dtypes import multiplies_bfloat16
-from jobs.codebook import Codebook, CodeOps
+from jobs.codebook import Codebook
+from jobs.codes import CodeOps
 from jobs.dictionaries import schedule
 from jobs.dictionaries.calibration import Calibration
 from jobs.dictionaries.contract import Dictionary, Forward, TrainConfig

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ingest.contract import Runtime
-from jobs.codebook import Codebook, CodeOps
+from jobs.codebook import Codebook
+from jobs.codes import CodeOps
 from jobs.dictionaries.contract import OpsChooser, TrainConfig
 from jobs.dictionaries.evaluate import EvalPartial, EvalResult, finalize, massive_norm_of
 from jobs.dictionaries.train import train

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.codebook import Codebook, CodeOps
+from jobs.codebook import Codebook
+from jobs.codes import CodeOps
 from jobs.dictionaries.calibration import calibrate, calibrate_threshold, non_finite_rows
 from jobs.dictionaries.checkpoint import Checkpoints
 from jobs.dictionaries.contract import Feed, TrainConfig

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from ingest.models import hardware_class
-from jobs.codebook import CodeOps, PlainCodeOps
+from jobs.codes import CodeOps, PlainCodeOps
 from jobs.dictionaries.calibration import calibrate
 from jobs.dictionaries.contract import ArrayFeed, Feed, TrainConfig
 from jobs.dictionaries.learner import Learner, resolve_precision

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import codebook as module
-from jobs.codebook import Codebook, Codes, Pattern, PlainCodeOps
+from jobs.codebook import Codebook
+from jobs.codes import Codes, Pattern, PlainCodeOps
 from jobs.errors import JobError
 from store.errors import InvalidInputError
 
@@ -159,7 +160,7 @@ BROKEN = {
     "card not json": lambda files: {**files, "dictionary.json": b"{"},
     "card of another kind": lambda files: {**files, "dictionary.json": b"[]"},
     "card without keys": lambda files: {**files, "dictionary.json": b"{}"},
-    "newer format": lambda files: _card(files, format="actlake-dictionary/2"),
+    "newer format": lambda files: _card(files, format="actlake-dictionary/3"),
     "one bit flipped": _flipped,
     "weights cut short": _cut,
     "weights of another": _swapped,

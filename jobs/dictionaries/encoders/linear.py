@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.codebook import CodeOps, Pattern
+from jobs.codes import CodeOps, Pattern
 
 BLOCK_SCORES = 1 << 21
 """Scores of one block: 4 MiB in bfloat16 stay in cache between product and selection."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from jobs.codebook import Pattern
+from jobs.codes import Pattern
 from jobs.dictionaries.contract import Scores
 from jobs.dictionaries.sparsifiers.cut import (
     at_least,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.codebook import positions
+from jobs.codes import positions
 
 BINS = 4096
 _SHIFT = 31 - 12  # bits below the bin number; the sign bit of a positive number is 0

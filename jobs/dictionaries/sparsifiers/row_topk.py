@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.codebook import Pattern
+from jobs.codes import Pattern
 from jobs.dictionaries.contract import Scores
 from jobs.dictionaries.sparsifiers.cut import at_least, float_bits, lowest_bits, score_bits
 

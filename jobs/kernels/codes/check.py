@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.codebook import CodeOps
+from jobs.codes import CodeOps
 from jobs.kernels.codes.contract import Case, run
 
 HALF_SPACING = {name: torch.finfo(getattr(torch, name)).eps / 2 for name in ("float32", "bfloat16")}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingest.models import hardware_class
-from jobs.codebook import CodeOps, Pattern
+from jobs.codes import CodeOps, Pattern
 from jobs.errors import JobError
 from jobs.kernels.codes.contract import FORMS, PRODUCTS, Shape
 from jobs.kernels.codes.records import FOLDER, Record, record_of

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from jobs.codebook import CodeOps, Pattern
+from jobs.codes import CodeOps, Pattern
 from store.registry import Registry
 
 OPS: Registry = Registry("operation", "jobs.kernels.ops")

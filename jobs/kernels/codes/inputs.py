@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.codebook import Codebook, Pattern
+from jobs.codebook import Codebook
+from jobs.codes import Pattern
 from jobs.errors import JobError
 from jobs.kernels.codes.contract import Case, Shape
 from store import Store

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ingest.models.dtypes import multiplies_bfloat16
-from jobs.codebook import Pattern
+from jobs.codes import Pattern
 from jobs.kernels.codes.check import Check, check
 from jobs.kernels.codes.contract import FORMS, Case, products, run
 from jobs.kernels.measure import Ceiling, Timing, interleaved, noise_band, verdict

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from jobs.codebook import Pattern, PlainCodeOps
+from jobs.codes import Pattern, PlainCodeOps
 from jobs.kernels.codes.contract import FORMS, PRODUCTS
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from jobs.codebook import Pattern
+from jobs.codes import Pattern
 from jobs.kernels.codes.contract import FORMS, PRODUCTS
 
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from jobs.codebook import Pattern
+from jobs.codes import Pattern
 from jobs.kernels.codes.contract import FORMS
 from jobs.kernels.impls.codes_bags import Bags
 from store.errors import InvalidInputError

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from jobs.codebook import Pattern
+from jobs.codes import Pattern
 from jobs.errors import JobError
 from jobs.kernels.codes.contract import FORMS, PRODUCTS
 

@@ -35,7 +35,8 @@ import polars as pl
 import torch
 
 import store
-from jobs.codebook import Codebook, Codes
+from jobs.codebook import Codebook
+from jobs.codes import Codes
 from jobs.dictionaries.calibration import calibrate_threshold
 from jobs.dictionaries.contract import ArrayFeed, TrainConfig
 from jobs.dictionaries.evaluate import EvalPartial

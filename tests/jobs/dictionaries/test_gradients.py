@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jobs.codebook import Pattern, PlainCodeOps
+from jobs.codes import Pattern, PlainCodeOps
 from jobs.dictionaries.contract import VARIANTS
 from jobs.dictionaries.decoder import decode
 from jobs.dictionaries.encoders.linear import pre_activations

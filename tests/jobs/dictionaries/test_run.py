@@ -9,7 +9,7 @@ import store
 from ingest.config import TokensConfig
 from ingest.run import ingest_vectors
 from ingest.sources import SOURCES
-from jobs.codebook import PlainCodeOps
+from jobs.codes import PlainCodeOps
 from jobs.dictionaries import TrainConfig
 from jobs.dictionaries.run import against_truth, evaluate_on, figures, load, train_on
 from jobs.errors import JobError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jobs.codebook import Pattern
+from jobs.codes import Pattern
 from jobs.dictionaries.decoder import decode
 from jobs.dictionaries.encoders.linear import pre_activations
 from jobs.kernels.codes.check import check, poisoned

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from jobs.codebook import Pattern
+from jobs.codes import Pattern
 from jobs.errors import JobError
 from jobs.kernels.codes.contract import FORMS, PRODUCTS, Shape, run
 from jobs.kernels.codes.inputs import synthetic
@@ -22,7 +22,7 @@ needs_triton = pytest.mark.skipif(
 
 CODE = """
 import torch
-from jobs.codebook import Pattern
+from jobs.codes import Pattern
 from jobs.kernels.codes.check import check, poisoned
 from jobs.kernels.codes.contract import FORMS, PRODUCTS, Shape, products, run
 from jobs.kernels.codes.inputs import drawn, redraw, synthetic

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ingest.models import hardware_class
-from jobs.codebook import PlainCodeOps
+from jobs.codes import PlainCodeOps
 from jobs.dictionaries import TrainConfig, train
 from jobs.dictionaries.contract import ArrayFeed
 from jobs.errors import JobError
