@@ -7,7 +7,7 @@ same next batch and a store that was killed and completed trains the same dictio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jobs.batches import Batch, Widths
 from jobs.errors import JobError
 from store import Store, Windows, tables
 from store.buffers import Pool
@@ -77,102 +78,202 @@ def dense_column(store: Store, address: str) -> tuple[Group, Column]:
 
 @dataclass
 class StoreFeed:
-    """Shuffled batches of one dense column, epoch after epoch.
+    """Shuffled batches of dense columns, epoch after epoch.
 
     Parameters
     ----------
-    store, column
-        Where the rows are.
+    store, columns
+        Where the rows are: one column, or several whose rows lie side by side.
     batch_rows
-        Rows of a batch; batches run across the ends of windows and epochs.
+        Rows of a batch, over all ranks; batches run across the ends of windows and epochs.
     seed
         Of the order.
     where
         Filter; see ``Store.windows``.
     window_rows
         Rows in memory at once; None: see ``Store.windows``. It is part of the order.
+    targets
+        Columns to rebuild; none: those that are read.
+    gradient
+        Column of gradients by the rows that are read.
+    rank, world
+        Rank r of w gets every w-th row of each batch, from the r-th on; ``batch_rows`` is a multiple of w.
     """
 
     store: Store
-    column: str
+    columns: str | Sequence[str]
     batch_rows: int
     seed: int = 0
     where: Sequence[Condition] = ()
     window_rows: int | None = None
-    width: int = field(init=False)
+    targets: Sequence[str] = ()
+    gradient: str | None = None
+    rank: int = 0
+    world: int = 1
+    widths: Widths = field(init=False)
     rows: int = field(init=False)
 
     def __post_init__(self) -> None:
-        _, spec = dense_column(self.store, self.column)
-        if self.batch_rows <= 0:
+        self.columns = (self.columns,) if isinstance(self.columns, str) else tuple(self.columns)
+        self.targets = tuple(self.targets)
+        self._specs = {name: dense_column(self.store, name)[1] for name in self.names}
+        if self.batch_rows <= 0 or self.batch_rows % self.world:
             raise JobError(
-                f"a batch of {self.batch_rows} rows was asked for; it takes at least one. Nothing was "
-                "started. Mend --batch-rows.",
+                f"a batch of {self.batch_rows} rows was asked for; it takes at least one for each of {self.world} "
+                "ranks, and as many for each. Nothing was started. Mend --batch-rows.",
                 kind="bad-number",
             )
-        self._spec = spec
+        wide = {name: math.prod(spec.shape) for name, spec in self._specs.items()}
+        self.widths = Widths(
+            tuple(wide[name] for name in self.columns),
+            tuple(wide[name] for name in self.targets or self.columns),
+        )
+        if self.gradient is not None and wide[self.gradient] != self.widths.width:
+            raise JobError(
+                f"gradients {self.gradient!r} have width {wide[self.gradient]}, the rows {', '.join(self.columns)} have "
+                f"{self.widths.width}. Nothing was started. Name the gradients of the same site.",
+                kind="width-mismatch",
+            )
         self._pool = Pool()
-        self.width = math.prod(spec.shape)
         if self.window_rows is None:
             held = np.array([commit.rows for commit in self.store.view.commits("tokens")])
-            self.window_rows = default_window_rows(held, spec.row_bytes)
+            row_bytes = sum(spec.row_bytes for spec in self._specs.values())
+            self.window_rows = default_window_rows(held, row_bytes)
         self.rows = self._windows(0).rows
         if self.rows < self.batch_rows:
             raise JobError(
-                f"{self.rows} rows of {self.column!r} meet the filter {list(self.where)}, fewer than one "
+                f"{self.rows} rows of {', '.join(map(repr, self.names))} meet the filter {list(self.where)}, fewer than one "
                 f"batch of {self.batch_rows}. Nothing was started. Use more rows or a smaller batch.",
                 kind="too-few-rows",
             )
 
-    def _windows(self, epoch: int, start: int = 0) -> Windows:
+    @property
+    def names(self) -> list[str]:
+        """Every column that is read from the store, each once."""
+        more = [] if self.gradient is None else [self.gradient]
+        return list(dict.fromkeys([*self.columns, *self.targets, *more]))
+
+    def _windows(self, epoch: int, start: int = 0, names: Sequence[str] = ()) -> Windows:
+        rank = (self.rank - epoch * self.rows) % self.world if self.world > 1 else 0
         return self.store.windows(
-            [self.column],
+            names or self.names,
             seed=self.seed,
             epoch=epoch,
             window_rows=self.window_rows,
             where=self.where,
             start=start,
+            rank=rank,
+            world=self.world,
             raw=True,
             pool=self._pool,
         )
 
-    def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (row ids int64[B], rows float32[B, D]) from batch ``start`` on, without an end.
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Yield batches from batch ``start`` on, without an end.
 
         The tensors are the caller's own. One window is held at a time, and less than a batch of the one before.
         """
-        epoch, offset = divmod(start * self.batch_rows, self.rows)
-        rest_ids = np.empty(0, np.int64)
-        rest = np.empty((0, *self._spec.shape), self._spec.stored)
-        while True:
-            for window in self._windows(epoch, offset):
-                ids, rows = window.row_ids, window.columns[self.column]
-                del window
-                low = -len(rest)
-                while low + self.batch_rows <= len(ids):
-                    mine = slice(max(low, 0), low + self.batch_rows)
-                    yield self._batch([rest_ids, ids[mine]], [rest, rows[mine]])
-                    rest_ids, rest = rest_ids[:0], rest[:0]
-                    low += self.batch_rows
-                rest_ids = np.concatenate([rest_ids, ids[max(low, 0) :]])
-                rest = np.concatenate([rest, rows[max(low, 0) :]])
-                del ids, rows
-            epoch, offset = epoch + 1, 0
+        for (batch,) in read_once([self], start):
+            yield batch
 
-    def _batch(self, ids: list[Array], rows: list[Array]) -> tuple[Tensor, Tensor]:
-        values = np.concatenate(rows) if len(rows[0]) else rows[1]
-        return torch.from_numpy(np.concatenate(ids)), tensor_of(values, self._spec.dtype)
+    def batch_of(self, ids: Array, rows: Mapping[str, Tensor]) -> Batch:
+        """Return a batch made of columns that were read."""
+
+        def side_by_side(names: Sequence[str]) -> Tensor:
+            return rows[names[0]] if len(names) == 1 else torch.cat([rows[n] for n in names], dim=1)
+
+        return Batch(
+            torch.from_numpy(ids),
+            side_by_side(self.columns),
+            side_by_side(self.targets) if self.targets else None,
+            None if self.gradient is None else rows[self.gradient],
+        )
 
     def state(self) -> dict[str, Any]:
         """Return what decides the batches; equal for stores that are logically identical."""
+        one = len(self.names) == 1
+        identities = {name: rows_identity(self.store.view, name, self.where) for name in self.names}
         return {
-            "column": self.column,
-            "rows": rows_identity(self.store.view, self.column, self.where),
+            "column": self.columns[0] if one else list(self.columns),
+            **({} if one else {"targets": list(self.targets), "gradient": self.gradient}),
+            "rows": identities[self.columns[0]] if one else identities,
             "where": [list(condition) for condition in self.where],
             "seed": self.seed,
             "window_rows": self.window_rows,
             "batch_rows": self.batch_rows,
         }
+
+
+def read_once(feeds: Sequence[StoreFeed], start: int) -> Iterator[tuple[Batch, ...]]:
+    """Yield the batches of several feeds from batch ``start`` on, every column read once.
+
+    Each feed's batches are those it would give alone.
+
+    Raises
+    ------
+    JobError
+        ``feeds-differ``: they are not of the same rows in the same order.
+    """
+    first = feeds[0]
+    names = list(dict.fromkeys(name for feed in feeds for name in feed.names))
+    for feed in feeds[1:]:
+        _same_order(first, feed)
+    share = first.batch_rows // first.world
+    epoch, offset = divmod(start * first.batch_rows, first.rows)
+    specs = {name: spec for feed in feeds for name, spec in feed._specs.items()}
+    rest_ids = np.empty(0, np.int64)
+    rest = {name: np.empty((0, *specs[name].shape), specs[name].stored) for name in names}
+
+    def cut(ids: Array, rows: Mapping[str, Array], low: int) -> tuple[Batch, ...]:
+        mine = slice(max(low, 0), low + share)
+        whole = {
+            name: np.concatenate([rest[name], rows[name][mine]])
+            if len(rest_ids)
+            else rows[name][mine]
+            for name in names
+        }
+        tensors = {name: tensor_of(whole[name], specs[name].dtype) for name in names}
+        taken = np.concatenate([rest_ids, ids[mine]])
+        return tuple(feed.batch_of(taken, tensors) for feed in feeds)
+
+    while True:
+        for window in first._windows(epoch, offset, names):
+            ids, rows = window.row_ids, window.columns
+            del window
+            low = -len(rest_ids)
+            while low + share <= len(ids):
+                yield cut(ids, rows, low)
+                rest_ids, rest = rest_ids[:0], {name: rest[name][:0] for name in names}
+                low += share
+            left = slice(max(low, 0), None)
+            rest_ids = np.concatenate([rest_ids, ids[left]])
+            rest = {name: np.concatenate([rest[name], rows[name][left]]) for name in names}
+            del ids, rows
+        epoch, offset = epoch + 1, 0
+
+
+def _same_order(one: StoreFeed, other: StoreFeed) -> None:
+    """Refuse feeds whose batches would not be of the same rows."""
+    names = ("batch_rows", "seed", "where", "window_rows", "rank", "world", "rows")
+    mine, theirs = (
+        {name: getattr(feed, name) for name in names} | {"parts": _parts(feed)}
+        for feed in (one, other)
+    )
+    differ = [name for name in mine if mine[name] != theirs[name]]
+    if one.store.id != other.store.id or differ:
+        told = "; ".join(
+            f"{name}: {mine[name]} and {theirs[name]}" for name in differ if name != "parts"
+        )
+        raise JobError(
+            f"{', '.join(one.names)} and {', '.join(other.names)} were to be read at once, but they are not of the same "
+            f"rows in the same order ({told or 'they cover other parts, or lie in other stores'}). Nothing was "
+            "started. Train them apart, or complete the group that has fewer rows.",
+            kind="feeds-differ",
+        )
+
+
+def _parts(feed: StoreFeed) -> list[int]:
+    return [int(part) for part in feed._windows(0).order.parts]
 
 
 def rows_identity(view: View, column: str, where: Sequence[Condition] = ()) -> str:

@@ -59,7 +59,14 @@ ENVIRONMENT = ("jobs.cli", "jobs.runtimes.ray", "jobs.kernels.impls")
 TEST_KIT = "store.testing"
 """Shipped, but imported by tests only."""
 
-LIGHT = ("store", "ingest.models", "jobs.kernels", "jobs.dictionaries", "jobs.codebook", "jobs.codes")
+LIGHT = (
+    "store",
+    "ingest.models",
+    "jobs.kernels",
+    "jobs.dictionaries",
+    "jobs.codebook",
+    "jobs.codes",
+)
 HEAVY = ("ray", "zarr", "numcodecs", "polars", "matplotlib", "tyro", "rich", "yaml", "triton")
 """The first must import without the second: GPU boxes often lack them."""
 

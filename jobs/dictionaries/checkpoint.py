@@ -23,7 +23,7 @@ from store.errors import ConflictError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = "actlake-checkpoint/1"
+FORMAT = "actlake-checkpoint/2"
 TENSORS_FILE = "state.safetensors"
 STATE_FILE = "state.json"
 KEPT = 2

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.codebook import Codebook
-from jobs.codes import Codes
+from jobs.codes import Codes, Pattern
 from jobs.dictionaries.learner import Learner
 from store.errors import InvalidInputError
 
@@ -31,7 +31,7 @@ PERCENTS = (5, 50, 95)
 
 Array = NDArray[Any]
 Block = Sequence[Any]
-"""``(rows [R, D], positions [R])`` or, with a mask of special rows, ``(rows, positions, special [R])``."""
+"""``(rows [R, D], positions [R])``, or with a mask of special rows [R], or with that and the targets [R, E]."""
 
 
 class Coder(Protocol):
@@ -46,19 +46,20 @@ class Coder(Protocol):
         """Return the codes of rows."""
         ...
 
-    def decode(self, codes: Codes, rows: int) -> Tensor:
-        """Return the rows of codes."""
+    def decode(self, codes: Codes, rows: int, x_RD: Tensor | None = None) -> Tensor:
+        """Return what codes stand for; ``x_RD`` are the rows that were encoded."""
         ...
 
 
 class TrainingMode:
     """A dictionary in training as a ``Coder``: selection over the block, rows in raw units.
 
-    Batch-wide sparsifiers choose over each block given, so blocks should have the batch's size.
+    Batch-wide sparsifiers choose over each block given, so blocks should have the batch's size. Selection is without
+    gradients where a variant trains with them.
     """
 
     def __init__(self, learner: Learner) -> None:
-        self._own, self._scale = learner.dictionary, learner.calibration.scale
+        self._learner, self._own = learner, learner.dictionary
 
     @property
     def latents(self) -> int:
@@ -67,22 +68,29 @@ class TrainingMode:
 
     @torch.no_grad()
     def encode(self, x_RD: Tensor) -> Codes:
-        """Return the active latents the sparsifier chooses, values in raw units."""
-        pattern, value = self._own.activate(x_RD.float() * self._scale)
+        """Return the active latents the sparsifier chooses, values in the units of training."""
+        own, scaled_RD = self._own, self._learner.scaled(x_RD)
+        scores = own.linear_scores(scaled_RD, own.score.norms(own))
+        pattern = own.sparsifier.choose(scores, self._learner.when)
+        _, value = own.values(pattern, scaled_RD)
         active = value > 0
         return Codes(
             pattern.row[active].cpu().numpy(),
             pattern.latent[active].cpu().numpy().astype(np.uint32),
-            (value[active] / self._scale).cpu().numpy(),
+            value[active].cpu().numpy(),
         )
 
     @torch.no_grad()
-    def decode(self, codes: Codes, rows: int) -> Tensor:
+    def decode(self, codes: Codes, rows: int, x_RD: Tensor | None = None) -> Tensor:
         """Return the reconstruction in raw units."""
-        bias_D = self._own.b_dec_D / self._scale
-        zero_L = torch.zeros(self._own.latents)
-        book = Codebook(self._own.w_enc_LD.t(), zero_L, self._own.w_dec_LD, bias_D, 0.0)
-        return book.decode(codes, rows)
+        row, latent = (
+            torch.from_numpy(index.astype(np.int64)) for index in (codes.row_index, codes.latent)
+        )
+        pattern = Pattern(row, latent, rows, self._own.latents)
+        value = torch.tensor(codes.value)
+        scaled = None if x_RD is None else self._learner.scaled(x_RD)
+        hat_RE = self._own.decode(pattern, value, scaled)
+        return hat_RE / self._learner.calibration.scale_out
 
 
 @dataclass
@@ -161,13 +169,15 @@ class EvalPartial:
         )
 
     def update(self, coder: Coder, block: Block, *, massive_norm: float = np.inf) -> None:
-        """Add one block: ``(x [R, D], positions [R])`` or ``(x, positions, special [R])``."""
+        """Add one block: ``(x [R, D], positions [R])``, with ``special [R]``, with ``target [R, E]``."""
         rows = torch.as_tensor(block[0]).float()
         codes = coder.encode(rows)
-        x_RD = rows.double().cpu().numpy()
-        hat_RD = coder.decode(codes, len(rows)).double().cpu().numpy()
+        target = rows if len(block) < 4 else torch.as_tensor(block[3]).float()
+        x_RD = target.double().cpu().numpy()
+        hat_RD = coder.decode(codes, len(rows), rows).double().cpu().numpy()
         norm_R = np.linalg.norm(x_RD, axis=1)
-        special_R = np.zeros(len(rows), bool) if len(block) < 3 else np.asarray(block[2], bool)
+        none_R = np.zeros(len(rows), bool)
+        special_R = none_R if len(block) < 3 or block[2] is None else np.asarray(block[2], bool)
         massive_R = (norm_R > massive_norm) & ~special_R
         keep_R = ~(special_R | massive_R)
         self.special_rows += int(special_R.sum())
@@ -314,7 +324,8 @@ def evaluate(
     for block in blocks:
         rows = torch.as_tensor(block[0])
         if partial is None:
-            partial = EvalPartial.empty(coder.latents, rows.shape[1])
+            target = rows if len(block) < 4 else torch.as_tensor(block[3])
+            partial = EvalPartial.empty(coder.latents, target.shape[1])
             massive_norm = massive_norm_of(coder, rows) if massive_norm is None else massive_norm
         assert massive_norm is not None
         partial.update(coder, block, massive_norm=massive_norm)

@@ -2,25 +2,33 @@
 
 The state is small and explicit so that a checkpoint holds all of it and a resumed run gives the same bits.
 
-Dimensions: R rows, D width, L latents.
+Dimensions: R rows, D width read, E width rebuilt, L latents.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ingest.models.dtypes import multiplies_bfloat16
+from jobs.batches import Batch
 from jobs.codebook import Codebook
 from jobs.codes import CodeOps
 from jobs.dictionaries import schedule
+from jobs.dictionaries.average import Average
 from jobs.dictionaries.calibration import Calibration
-from jobs.dictionaries.contract import Dictionary, Forward, TrainConfig
+from jobs.dictionaries.config import TrainConfig
+from jobs.dictionaries.contract import Forward, Moment
+from jobs.dictionaries.dictionary import Dictionary
+from jobs.dictionaries.encoders.linear import LinearScores
+from jobs.dictionaries.fold import fold
 from jobs.dictionaries.optimizer import UnitAdam
+from jobs.dictionaries.resample import resample
 
 
 @dataclass(frozen=True)
@@ -50,39 +58,62 @@ class Learner:
         ops: CodeOps | None = None,
     ) -> None:
         self.cfg, self.calibration, self.precision = cfg, calibration, precision
-        width = len(calibration.median)
-        self.dictionary: Dictionary = cfg.build_variant().build(width, seed=cfg.seed)
+        self.dictionary: Dictionary = cfg.build_variant().build(calibration.widths, seed=cfg.seed)
         self.dictionary.to(device)
         self.dictionary.compute_dtype = getattr(torch, precision)
         self.dictionary.ops = ops or self.dictionary.ops
+        self._scale_D = calibration.scale_in.to(device)
+        self._scale_E = calibration.scale_out.to(device)
         with torch.no_grad():
-            self.dictionary.b_dec_D.copy_(calibration.median * calibration.scale)
+            self.dictionary.b_dec_D.copy_(calibration.median.to(device) * self._scale_E)
+        named = dict(self.dictionary.named_parameters())
         self.optimizer = UnitAdam(
-            dict(self.dictionary.named_parameters()),
-            unit="w_dec_LD",
+            named,
+            unit="w_dec_LD" if self.dictionary.unit else None,
             clip_norm=cfg.clip_norm,
             second_decay=schedule.second_decay(cfg),
+            kind=cfg.optimizer,
         )
+        self.average = None if cfg.average is None else Average(named, cfg.average)
         self.age_L = torch.zeros(self.dictionary.latents, dtype=torch.int64, device=device)
         self.step, self.rows, self.threshold = 0, 0, math.nan
 
-    def learn(self, x_RD: Tensor) -> StepReport:
-        """Take one step on raw rows [R, D], unless the loss or its gradient is not finite."""
+    @property
+    def when(self) -> Moment:
+        """Where the run is."""
+        return Moment(self.step, self.cfg.steps)
+
+    def scaled(self, x_RD: Tensor) -> Tensor:
+        """Return rows that are read in the units of training."""
+        return x_RD.to(self._scale_D.device).float() * self._scale_D
+
+    def scaled_target(self, y_RE: Tensor) -> Tensor:
+        """Return rows to rebuild in the units of training."""
+        return y_RE.to(self._scale_E.device).float() * self._scale_E
+
+    def learn(self, batch: Batch) -> StepReport:
+        """Take one step on a batch of raw rows, unless the loss or its gradient is not finite."""
         dead = (self.age_L >= schedule.dead_window(self.cfg)).nonzero().squeeze(1)
-        x_RD = x_RD.to(self.age_L.device) * self.calibration.scale
-        forward = self.dictionary(x_RD, variance=self.calibration.variance, dead=dead)
+        x_RD = self.scaled(batch.x)
+        y_RE = None if batch.y is None else self.scaled_target(batch.y)
+        g_RD = None if batch.g is None else batch.g.to(x_RD.device) / self._scale_D
+        when = self.when
+        forward = self.dictionary(
+            x_RD, y_RE, g_RD, variance=self.calibration.variance, dead=dead, when=when
+        )
         loss = self.dictionary.loss(forward)
         lr = schedule.learning_rate(self.cfg, self.step)
         value, norm = float(loss.detach()), math.nan
         if math.isfinite(value):
             loss.backward()  # type: ignore[no-untyped-call]
             norm = self.optimizer.step(lr)
-        if math.isfinite(norm):
-            self._note(forward)
-        return self._report(forward, value, lr, norm)
+        report = self._report(forward, value, lr, norm)
+        if report.finite:
+            self._note(forward, report)
+        return report
 
     @torch.no_grad()
-    def _note(self, forward: Forward) -> None:
+    def _note(self, forward: Forward, report: StepReport) -> None:
         rows, active = len(forward.x), forward.value > 0
         self.age_L += rows
         self.age_L[forward.pattern.latent[active]] = 0
@@ -91,12 +122,18 @@ class Learner:
             self.threshold = lowest
         decay = self.cfg.threshold_decay
         self.threshold = decay * self.threshold + (1 - decay) * lowest
+        if self.dictionary.penalty is not None:
+            self.dictionary.penalty.note(report.l0, forward.when)
+        if self.average is not None:
+            self.average.note()
         self.step += 1
         self.rows += rows
+        if schedule.resamples(self.cfg, self.step):
+            resample(self.dictionary, self.optimizer, self.age_L, forward, self.cfg)
 
     @torch.no_grad()
     def _report(self, forward: Forward, loss: float, lr: float, norm: float) -> StepReport:
-        error = (forward.x - forward.x_hat).square().sum(dim=1).mean()
+        error = (forward.y - forward.x_hat).square().sum(dim=1).mean()
         return StepReport(
             loss=loss,
             fvu=float(error) / forward.variance,
@@ -107,35 +144,50 @@ class Learner:
             finite=math.isfinite(loss) and math.isfinite(norm),
         )
 
-    @torch.no_grad()
-    def codebook(self, threshold: float, **meta: Any) -> Codebook:
-        """Return the frozen form with θ = ``threshold`` in scaled units.
+    def blocks(self, x_RD: Tensor) -> Iterator[tuple[int, Tensor, None]]:
+        """Yield (first row, float32 scores [r, L]) of raw rows as selection without gradients compares them."""
+        own = self.dictionary
+        w_LD, b_L = own.w_enc_LD.detach(), own.b_enc_L.detach()
+        norm_L = own.score.norms(own)
+        if norm_L is not None:
+            w_LD, b_L = w_LD * norm_L.unsqueeze(1), b_L * norm_L
+        rows_RD = own.read(self.scaled(x_RD)).detach()
+        for start, score_RL in LinearScores(
+            rows_RD, w_LD, b_L, torch.float32, own.sections
+        ).blocks():
+            yield start, score_RL, None
 
-        With ``c`` the input scale: ``W_enc`` and ``W_dec`` stay, ``b_enc ← (b_enc − W_encᵀ b_dec)/c``,
-        ``b_dec ← b_dec/c``, ``θ ← θ/c``; reconstruction and active set are those of training.
-        """
-        own, scale = self.dictionary, self.calibration.scale
-        folded_L = own.b_enc_L.double() - own.w_enc_LD.double() @ own.b_dec_D.double()
-        return Codebook(
-            W_enc_DL=own.w_enc_LD.t(),
-            b_enc_L=folded_L / scale,
-            W_dec_LD=own.w_dec_LD / own.w_dec_LD.norm(dim=1, keepdim=True),
-            b_dec_D=own.b_dec_D / scale,
-            threshold=threshold / scale,
-            meta=meta,
-        )
+    @property
+    def needs_threshold(self) -> bool:
+        """Whether one threshold for all latents is to be set before the dictionary is frozen."""
+        return self.dictionary.sparsifier.frozen(self.dictionary.b_enc_L).theta is None
+
+    def codebook(self, threshold: float, **meta: Any) -> Codebook:
+        """Return the frozen form; ``threshold`` is in the units of ``blocks`` and unused where latents have their own."""
+        return fold(self.dictionary, self.calibration, threshold, meta)
+
+    def raw_threshold(self, threshold: float) -> float:
+        """Return a threshold in units of raw codes, averaged over latents where they differ in theirs."""
+        return float(fold(self.dictionary, self.calibration, threshold, {}).theta.mean())
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, for checkpoints."""
         weights = {f"weight.{name}": p.detach() for name, p in self.dictionary.named_parameters()}
         kept = {"age": self.age_L, "median": self.calibration.median}
-        return {**weights, **kept, **self.optimizer.tensors()}
+        means = {} if self.average is None else self.average.tensors()
+        return {**weights, **kept, **means, **self.optimizer.tensors()}
 
     def scalars(self) -> dict[str, Any]:
         """Return the rest of the state, JSON values."""
-        facts = _numbers(self.calibration)
-        counted = {"step": self.step, "rows": self.rows, "threshold": self.threshold}
-        return {**counted, "precision": self.precision, "calibration": facts}
+        penalty = self.dictionary.penalty
+        return {
+            "step": self.step,
+            "rows": self.rows,
+            "threshold": self.threshold,
+            "precision": self.precision,
+            "calibration": self.calibration.to_json(),
+            **({} if penalty is None else {"penalty": penalty.state()}),
+        }
 
     @classmethod
     def restore(
@@ -148,20 +200,20 @@ class Learner:
         ops: CodeOps | None = None,
     ) -> Learner:
         """Undo ``tensors`` and ``scalars``."""
-        calibration = Calibration(median=tensors["median"], **scalars["calibration"])
+        calibration = Calibration.from_json(scalars["calibration"], tensors["median"])
         self = cls(cfg, calibration, precision=scalars["precision"], device=device, ops=ops)
         with torch.no_grad():
             for name, parameter in self.dictionary.named_parameters():
                 parameter.copy_(tensors[f"weight.{name}"])
         self.optimizer.restore(tensors, scalars["step"])
+        if self.average is not None:
+            self.average.restore(tensors)
+        if self.dictionary.penalty is not None:
+            self.dictionary.penalty.restore(scalars["penalty"])
         self.age_L.copy_(tensors["age"])
         self.step, self.rows = scalars["step"], scalars["rows"]
         self.threshold = scalars["threshold"]
         return self
-
-
-def _numbers(calibration: Calibration) -> dict[str, Any]:
-    return {name: value for name, value in asdict(calibration).items() if name != "median"}
 
 
 def resolve_precision(wanted: str, device: str) -> str:

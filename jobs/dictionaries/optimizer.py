@@ -1,4 +1,4 @@
-"""Adam for dictionaries whose decoder rows stay on the unit sphere.
+"""Adam for dictionaries whose decoder rows may stay on the unit sphere.
 
 The order is fixed: take the part of the gradient along a row away, clip the whole gradient, step, and put
 the rows back on the sphere. Without the projection Adam's moments carry a component that the renormalising
@@ -10,25 +10,55 @@ Dimensions: L latents, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+
+from jobs.dictionaries.adam_8bit import Adam8bit
+from jobs.dictionaries.contract import require
 
 FIRST_DECAY = 0.9
 EPS = 1e-8
 
 
 class UnitAdam:
-    """Adam (Kingma and Ba, 1412.6980) without weight decay; the rows of ``unit_LD`` keep norm 1."""
+    """Adam (Kingma and Ba, 1412.6980) without weight decay; the rows of ``unit`` keep norm 1.
+
+    Parameters
+    ----------
+    named
+        Parameters by name.
+    unit
+        The one of them whose rows have norm 1; None: none.
+    clip_norm
+        Largest norm of the whole gradient.
+    second_decay
+        Decay of the second moment.
+    kind
+        ``adam``, or ``adam_8bit``: see ``Adam8bit``.
+    """
 
     def __init__(
-        self, named: dict[str, nn.Parameter], *, unit: str, clip_norm: float, second_decay: float
+        self,
+        named: Mapping[str, nn.Parameter],
+        *,
+        unit: str | None,
+        clip_norm: float,
+        second_decay: float,
+        kind: str = "adam",
     ) -> None:
-        self._named = named
-        self._unit_LD = named[unit]
+        require("optimizer", kind, "adam or adam_8bit", holds=kind in {"adam", "adam_8bit"})
+        self._named = dict(named)
+        self._unit_LD = named[unit] if unit is not None else None
         self._clip_norm = clip_norm
         betas = (FIRST_DECAY, second_decay)
-        self._adam = torch.optim.Adam(list(named.values()), betas=betas, eps=EPS, fused=True)
+        parameters = list(named.values())
+        self._adam: torch.optim.Optimizer
+        if kind == "adam":
+            self._adam = torch.optim.Adam(parameters, betas=betas, eps=EPS, fused=True)
+        else:
+            self._adam = Adam8bit(parameters, betas=betas, eps=EPS)
         self.steps = 0
 
     @torch.no_grad()
@@ -37,8 +67,11 @@ class UnitAdam:
 
         A norm that is not finite leaves weights and moments as they were.
         """
+        for parameter in self._named.values():
+            if parameter.grad is None:  # nothing of the batch reached it
+                parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in self._named.values() if p.grad is not None]
-        if self._unit_LD.grad is not None:
+        if self._unit_LD is not None and self._unit_LD.grad is not None:
             project_(self._unit_LD.grad, self._unit_LD)
         norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
         if not math.isfinite(norm):
@@ -50,27 +83,41 @@ class UnitAdam:
             group["lr"] = lr
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
-        self._unit_LD.div_(self._unit_LD.norm(dim=1, keepdim=True))
+        if self._unit_LD is not None:
+            self._unit_LD.div_(self._unit_LD.norm(dim=1, keepdim=True))
         self.steps += 1
         return norm
 
+    @torch.no_grad()
+    def forget(self, name: str, rows_A: Tensor) -> None:
+        """Set the moments of some rows of a parameter to 0."""
+        if isinstance(self._adam, Adam8bit):
+            self._adam.forget(self._named[name], rows_A)
+            return
+        state = self._adam.state[self._named[name]]
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment in state:
+                state[moment][rows_A] = 0
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the moments by name, for checkpoints."""
-        kept = {}
-        for name, parameter in self._named.items():
-            state = self._adam.state[parameter]
-            kept[f"adam.first.{name}"] = state["exp_avg"]
-            kept[f"adam.second.{name}"] = state["exp_avg_sq"]
-        return kept
+        return {
+            f"adam.{kind}.{name}": tensor
+            for name, parameter in self._named.items()
+            for kind, tensor in self._adam.state[parameter].items()
+            if kind != "step"
+        }
 
-    def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Undo ``tensors``: take moments over as they were after ``steps`` steps."""
         for name, parameter in self._named.items():
-            self._adam.state[parameter] = {
-                "step": torch.tensor(float(steps)),
-                "exp_avg": tensors[f"adam.first.{name}"].to(parameter.device),
-                "exp_avg_sq": tensors[f"adam.second.{name}"].to(parameter.device),
+            mine = {
+                key.split(".")[1]: tensor.to(parameter.device)
+                for key, tensor in tensors.items()
+                if key.startswith("adam.") and key.split(".", 2)[2] == name
             }
+            if mine:
+                self._adam.state[parameter] = {"step": torch.tensor(float(steps)), **mine}
         self.steps = steps
 
 

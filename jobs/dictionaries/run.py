@@ -15,7 +15,7 @@ from torch import Tensor
 from ingest.contract import Runtime
 from jobs.codebook import Codebook
 from jobs.codes import CodeOps
-from jobs.dictionaries.contract import OpsChooser, TrainConfig
+from jobs.dictionaries.config import OpsChooser, TrainConfig
 from jobs.dictionaries.evaluate import EvalPartial, EvalResult, finalize, massive_norm_of
 from jobs.dictionaries.train import train
 from jobs.errors import JobError, RefusedError
@@ -151,7 +151,7 @@ def _settled_ops(
             return None
         variant = config.build_variant()
         choice = chooser.choose(
-            rows=config.batch_rows, width=feed.width, latents=variant.latents, k=variant.k
+            rows=config.batch_rows, width=feed.widths.width, latents=variant.latents, k=variant.k
         )
         result.write_file(OPS_FILE, json.dumps(choice, indent=1, sort_keys=True).encode())
     choice = json.loads(result.read_file(OPS_FILE))

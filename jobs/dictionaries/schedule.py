@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.dictionaries.contract import TrainConfig
+from jobs.dictionaries.config import TrainConfig
 
 WARMUP_STEPS = 1000
 WARMUP_SHARE = 0.25  # 264 steps at 8e-3: 1241 of 4096 latents silent with 5 %, 93 with 30 %
@@ -16,6 +16,7 @@ SHORT_POWER = 0.75
 HIGHEST_LR = 8e-3
 SHORTEST_WINDOW = 100
 LONGEST_WINDOW = 1000
+RESAMPLE_SHARE = 0.8
 
 
 def peak_lr(cfg: TrainConfig) -> float:
@@ -66,3 +67,9 @@ def dead_window(cfg: TrainConfig) -> int:
 def threshold_start(cfg: TrainConfig) -> int:
     """Return the first step whose lowest code enters the threshold's running mean."""
     return min(THRESHOLD_STEP, cfg.steps // 2)
+
+
+def resamples(cfg: TrainConfig, step: int) -> bool:
+    """Return whether dead latents start afresh once ``step`` steps are taken."""
+    every = cfg.resample_every
+    return every is not None and step % every == 0 and step <= RESAMPLE_SHARE * cfg.steps

@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from jobs.batches import Batch, Widths
 from jobs.codebook import Codebook
 from jobs.codes import CodeOps
-from jobs.dictionaries.calibration import calibrate, calibrate_threshold, non_finite_rows
+from jobs.dictionaries.calibration import (
+    calibrate,
+    calibrate_threshold,
+    is_finite,
+    non_finite_rows,
+)
 from jobs.dictionaries.checkpoint import Checkpoints
-from jobs.dictionaries.contract import Feed, TrainConfig
+from jobs.dictionaries.config import TrainConfig
+from jobs.dictionaries.contract import Feed
 from jobs.dictionaries.learner import Learner, StepReport, resolve_precision
 from jobs.errors import DivergedError, JobError
 from store.errors import InvalidInputError
@@ -81,15 +86,17 @@ def train(
     InvalidInputError
         ``width-mismatch``: a batch is not of the feed's width.
     """
-    saves = Checkpoints(out, {"train": cfg.to_json(), "feed": feed.state(), "width": feed.width})
+    saves = Checkpoints(
+        out, {"train": cfg.to_json(), "feed": feed.state(), "width": feed.widths.width}
+    )
     learner, history = _begin(feed, cfg, saves, ops=ops, device=device, resume=resume)
     meter = _Meter(learner, history)
     stopped = False
-    for row_ids, x_RD in islice(feed.batches(learner.step), cfg.steps - learner.step):
-        _check_width(x_RD, feed, learner.step)
-        report = learner.learn(x_RD)
+    for batch in islice(feed.batches(learner.step), cfg.steps - learner.step):
+        _check_widths(batch, feed, learner.step)
+        report = learner.learn(batch)
         if not report.finite:
-            raise _diverged(saves, learner, report, row_ids, x_RD)
+            raise _diverged(saves, learner, report, batch)
         done = learner.step == cfg.steps
         stopped = not done and should_stop is not None and should_stop()
         if done or stopped or learner.step % log_every == 0:
@@ -119,7 +126,7 @@ def _begin(
         saves.clear()
         precision = resolve_precision(cfg.precision, device)
         calibration = calibrate(feed, cfg)
-        if not math.isfinite(calibration.scale):
+        if not math.isfinite(sum((*calibration.scales_in, *calibration.scales_out))):
             raise _bad_rows(
                 saves, non_finite_rows(feed, cfg), "the input scale could not be measured"
             )
@@ -137,29 +144,43 @@ def _freeze(
     feed: Feed, learner: Learner, history: list[dict[str, Any]], *, finished: bool
 ) -> Trained:
     """Set the threshold on the feed's first rows, fewer where the run was stopped, and fold the scale in."""
-    cfg, scale = learner.cfg, learner.calibration.scale
-    k = cfg.build_variant().k
-    ema = learner.threshold / scale
-    rows = cfg.threshold_rows
+    cfg = learner.cfg
+    k, rows = cfg.build_variant().k, cfg.threshold_rows
     if not finished:
         rows = min(rows, STOPPED_BATCHES * cfg.batch_rows)
-    threshold = calibrate_threshold(learner.codebook(0.0), feed, k=k, rows=rows, guess=ema)
+    ema = learner.raw_threshold(learner.threshold)
+    with nullcontext() if learner.average is None else learner.average.in_place():
+        threshold = 0.0
+        if learner.needs_threshold:
+            threshold = calibrate_threshold(learner, feed, k=k, rows=rows, guess=learner.threshold)
+        codebook = learner.codebook(
+            threshold,
+            recipe={"train": cfg.to_json(), "feed": feed.state()},
+            variant=cfg.variant["kind"],
+            k=k,
+            rows=learner.rows,
+            steps=learner.step,
+            finished=finished,
+            precision=learner.precision,
+            input_scale=_one_or_all(learner.calibration.scales_in),
+            median_norm=learner.calibration.median_norm,
+            threshold_ema=ema,
+            **_columns(learner.calibration.widths),
+        )
     state = {**learner.scalars(), "finished": finished, "threshold_ema": ema}
-    state["threshold"] = threshold
-    codebook = learner.codebook(
-        threshold * scale,
-        recipe={"train": cfg.to_json(), "feed": feed.state()},
-        variant=cfg.variant["kind"],
-        k=k,
-        rows=learner.rows,
-        steps=learner.step,
-        finished=finished,
-        precision=learner.precision,
-        input_scale=scale,
-        median_norm=learner.calibration.median_norm,
-        threshold_ema=ema,
-    )
+    state["threshold"] = float(codebook.theta.mean())
     return Trained(codebook, history, state, learner)
+
+
+def _one_or_all(scales: tuple[float, ...]) -> float | list[float]:
+    return scales[0] if len(scales) == 1 else list(scales)
+
+
+def _columns(widths: Widths) -> dict[str, Any]:
+    """Return how rows are made of columns, where they are of several."""
+    if len(widths.inputs) == len(widths.outputs) == 1:
+        return {}
+    return {"widths_in": list(widths.inputs), "widths_out": list(widths.outputs)}
 
 
 class _Meter:
@@ -177,28 +198,30 @@ class _Meter:
             "step": learner.step,
             "rows": learner.rows,
             **numbers,
-            "threshold": learner.threshold / learner.calibration.scale,
+            "threshold": learner.raw_threshold(learner.threshold),
             "seconds": self._before + seconds,
             "rows_per_second": (learner.rows - self._rows) / seconds,
             "seconds_left": pace * (learner.cfg.steps - learner.step),
         }
 
 
-def _check_width(x_RD: Tensor, feed: Feed, step: int) -> None:
-    if x_RD.dim() != 2 or x_RD.shape[1] != feed.width:
-        raise InvalidInputError(
-            f"batch {step} has shape {tuple(x_RD.shape)}, the feed holds width {feed.width}. Training"
-            " stopped; the last checkpoint stands. Give the feed of one site.",
-            kind="width-mismatch",
-        )
+def _check_widths(batch: Batch, feed: Feed, step: int) -> None:
+    widths = feed.widths
+    for rows, width in ((batch.x, widths.width), (batch.target, widths.out_width)):
+        if rows.dim() != 2 or rows.shape[1] != width:
+            raise InvalidInputError(
+                f"batch {step} has shape {tuple(rows.shape)}, the feed holds width {width}. Training"
+                " stopped; the last checkpoint stands. Give the feed of one site.",
+                kind="width-mismatch",
+            )
 
 
 def _diverged(
-    saves: Checkpoints, learner: Learner, report: StepReport, row_ids: Tensor, x_RD: Tensor
+    saves: Checkpoints, learner: Learner, report: StepReport, batch: Batch
 ) -> DivergedError:
     """Name the rows that are not finite, or all rows of the batch where every row is."""
-    bad_R = ~torch.isfinite(x_RD).all(dim=1)
-    named = (row_ids[bad_R.cpu()] if bool(bad_R.any()) else row_ids).tolist()
+    bad_R = ~is_finite(batch)
+    named = (batch.row_ids[bad_R.cpu()] if bool(bad_R.any()) else batch.row_ids).tolist()
     kind = "rows that are not finite" if bool(bad_R.any()) else "finite rows"
     what = (
         f"step {learner.step} gave loss {report.loss:g} and gradient norm {report.gradient_norm:g}"

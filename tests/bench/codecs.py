@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 import store
-from jobs.dictionaries.contract import ArrayFeed, TrainConfig
+from jobs.dictionaries.array_feed import ArrayFeed
+from jobs.dictionaries.config import TrainConfig
 from jobs.dictionaries.evaluate import EvalPartial
 from jobs.dictionaries.train import train
 from jobs.values import DECIMAL, count

@@ -72,7 +72,7 @@ def test_dense_steps_encode_sparsely_and_do_the_rest_densely(script):
     ((_, learner, _),) = script.learners(cfg, feed, ["dense"])
     ops = learner.dictionary.ops
     ops._dense, ops._sparse = Counted("dense", "dense"), Counted("sparse", "sampled_rows")
-    learner.learn(next(feed.batches(0))[1])
+    learner.learn(next(feed.batches(0)))
     assert calls.count(("sparse", "dots")) == 1
     assert {product for name, product in calls if name == "sparse"} == {"dots"}
     assert [product for name, product in calls if name == "dense"].count("dots") == 1

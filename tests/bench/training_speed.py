@@ -31,8 +31,10 @@ import torch
 
 from ingest.models import hardware_class
 from jobs.codes import CodeOps, PlainCodeOps
+from jobs.dictionaries.array_feed import ArrayFeed
 from jobs.dictionaries.calibration import calibrate
-from jobs.dictionaries.contract import ArrayFeed, Feed, TrainConfig
+from jobs.dictionaries.config import TrainConfig
+from jobs.dictionaries.contract import Feed
 from jobs.dictionaries.learner import Learner, resolve_precision
 from jobs.feed import StoreFeed, usual_rows
 from jobs.kernels.codes.choose import RecordedOps
@@ -65,10 +67,10 @@ def dense_learner(learner: Learner) -> Learner:
     dictionary = learner.dictionary
     ops, activate = dictionary.ops, dictionary.activate
 
-    def activated(x_RD: torch.Tensor) -> Any:
+    def activated(*arguments: Any, **options: Any) -> Any:
         ops.encoding = True
         try:
-            return activate(x_RD)
+            return activate(*arguments, **options)
         finally:
             ops.encoding = False
 
@@ -97,7 +99,7 @@ def learners(
     variant, precision = cfg.build_variant(), resolve_precision(cfg.precision, "cpu")
     chooser = RecordedOps()
     choice = chooser.choose(
-        rows=cfg.batch_rows, width=feed.width, latents=variant.latents, k=variant.k
+        rows=cfg.batch_rows, width=feed.widths.width, latents=variant.latents, k=variant.k
     )
     for name in names:
         form = name.partition(",")[0]
@@ -114,7 +116,7 @@ def measured(
     cfg: TrainConfig, feed: Feed, *, repeats: int, names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return a row for every entrant: rows/s, spread, speedup over the dense bfloat16 step."""
-    batches = [x for _, x in islice(feed.batches(0), repeats)]
+    batches = list(islice(feed.batches(0), repeats))
     entrants = {name: (learner, forms) for name, learner, forms in learners(cfg, feed, names)}
     reports: dict[str, Any] = {}
 

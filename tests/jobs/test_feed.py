@@ -70,7 +70,10 @@ def held():
 
 
 def take(feed, start, number):
-    return [(i.numpy().copy(), x.numpy().copy()) for i, x in islice(feed.batches(start), number)]
+    return [
+        (batch.row_ids.numpy().copy(), batch.x.numpy().copy())
+        for batch in islice(feed.batches(start), number)
+    ]
 
 
 def same(one, two):
@@ -86,7 +89,7 @@ def by_windows(feed, epochs):
         window
         for epoch in range(epochs)
         for window in feed.store.windows(
-            [feed.column],
+            list(feed.columns),
             seed=feed.seed,
             epoch=epoch,
             window_rows=feed.window_rows,
@@ -95,7 +98,7 @@ def by_windows(feed, epochs):
     ]
     ids = np.concatenate([window.row_ids for window in windows])
     x = np.concatenate(
-        [window.columns[feed.column].reshape(len(window.row_ids), -1) for window in windows]
+        [window.columns[feed.columns[0]].reshape(len(window.row_ids), -1) for window in windows]
     )
     return ids, x
 
@@ -116,7 +119,7 @@ def test_batches_are_the_windows_cut_up(held, column, where, window_rows):
         np.concatenate([v for _, v in found]), x[: number * 50].astype(np.float32)
     )
     assert {len(i) for i, _ in found} == {50}
-    assert found[0][1].shape == (50, feed.width)
+    assert found[0][1].shape == (50, feed.widths.width)
 
 
 @given(
@@ -185,7 +188,8 @@ def test_batches_are_the_callers_own(held):
     feed = StoreFeed(held, "h", 40, window_rows=256)
     expected = take(feed, 0, 30)
     kept = []
-    for _, x in islice(feed.batches(0), 30):
+    for batch in islice(feed.batches(0), 30):
+        x = batch.x
         kept.append(x.clone())
         x.fill_(torch.nan)
     same([(i, x.numpy()) for (i, _), x in zip(expected, kept, strict=True)], expected)
@@ -196,15 +200,15 @@ def test_one_window_is_held_at_a_time_whoever_keeps_the_batches(held, column, mo
     feed = StoreFeed(held, column, 30, window_rows=256)
     windows, seen = feed._windows, []
 
-    def watched(epoch, start=0):
-        for window in windows(epoch, start):
+    def watched(epoch, start=0, names=()):
+        for window in windows(epoch, start, names):
             seen.append(weakref.ref(window.columns[column]))
             yield window
             del window
             assert seen[-1]() is None
 
     monkeypatch.setattr(feed, "_windows", watched)
-    kept = [x for _, x in islice(feed.batches(0), 3 * feed.rows // 30)]
+    kept = [batch.x for batch in islice(feed.batches(0), 3 * feed.rows // 30)]
     assert len(seen) > 6
     assert torch.cat(kept).isfinite().all()
 
@@ -212,8 +216,8 @@ def test_one_window_is_held_at_a_time_whoever_keeps_the_batches(held, column, mo
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_shapes_are_flattened_and_numbers_exact(held, dtype):
     feed = StoreFeed(held, f"x.{dtype}", 32)
-    assert feed.width == 24
-    ids, x = next(feed.batches(0))
+    assert feed.widths.width == 24
+    ids, x, *_ = next(feed.batches(0))
     assert (x.dtype, ids.dtype) == (torch.float32, torch.int64)
     np.testing.assert_array_equal(
         x.numpy(), held.gather(f"x.{dtype}", ids.numpy()).reshape(32, 24).astype(np.float32)

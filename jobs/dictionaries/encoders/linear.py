@@ -8,8 +8,8 @@ Dimensions: R rows, D width, L latents, N active (row, latent) pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,12 +20,30 @@ BLOCK_SCORES = 1 << 21
 """Scores of one block: 4 MiB in bfloat16 stay in cache between product and selection."""
 
 
-class LinearScores:
-    """``x_RD @ w_LD.T + b_L`` in blocks of rows, without gradients, in float32 or a 2-byte float."""
+class Section(NamedTuple):
+    """Some of the latents, and the columns of a row that they read."""
 
-    def __init__(self, x_RD: Tensor, w_LD: Tensor, b_L: Tensor, dtype: torch.dtype) -> None:
+    latents: slice
+    columns: slice
+
+
+class LinearScores:
+    """``x_RD @ w_LD.T + b_L`` in blocks of rows, without gradients, in float32 or a 2-byte float.
+
+    Where latents read different columns, ``sections`` says which; a section's weights are ``w_LD[latents]``.
+    """
+
+    def __init__(
+        self,
+        x_RD: Tensor,
+        w_LD: Tensor,
+        b_L: Tensor,
+        dtype: torch.dtype,
+        sections: Sequence[Section] = (),
+    ) -> None:
         self.rows, self.latents = x_RD.shape[0], w_LD.shape[0]
         self._x_RD, self._w_LD, self._b_L = (t.detach().to(dtype) for t in (x_RD, w_LD, b_L))
+        self._sections = sections if len(sections) > 1 else ()
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first row, scores [r, L]); every block reuses the memory of the one before."""
@@ -35,7 +53,12 @@ class LinearScores:
             x_rD = self._x_RD[start : start + step]
             out_rL = buffer_RL[: len(x_rD)]
             with torch.no_grad():
-                torch.addmm(self._b_L, x_rD, self._w_LD.t(), out=out_rL)
+                if not self._sections:
+                    torch.addmm(self._b_L, x_rD, self._w_LD.t(), out=out_rL)
+                for latents, columns in self._sections:
+                    out_rL[:, latents] = torch.addmm(
+                        self._b_L[latents], x_rD[:, columns], self._w_LD[latents].t()
+                    )
             yield start, out_rL
 
 
@@ -88,3 +111,24 @@ def pre_activations(
     """
     out: Tensor = _PreActivations.apply(x_RD, origin_D, w_LD, b_L, pattern, ops)  # type: ignore[no-untyped-call]
     return out
+
+
+def sectioned_pre_activations(
+    x_RD: Tensor,
+    w_LD: Tensor,
+    b_L: Tensor,
+    pattern: Pattern,
+    ops: CodeOps,
+    sections: Sequence[Section],
+) -> Tensor:
+    """Return ``pre_activations`` where latents read the columns of their section only, [N]."""
+    parts, places = [], []
+    for latents, columns in sections:
+        at = ((pattern.latent >= latents.start) & (pattern.latent < latents.stop)).nonzero()[:, 0]
+        size = latents.stop - latents.start
+        mine = Pattern(pattern.row[at], pattern.latent[at] - latents.start, pattern.rows, size)
+        x_rows = x_RD[:, columns].contiguous()
+        parts.append(pre_activations(x_rows, w_LD[latents], b_L[latents], mine, ops))
+        places.append(at)
+    order = torch.cat(places).argsort()
+    return torch.cat(parts)[order]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def auxk(forward: Forward) -> Tensor:
     """Return ``mean_r ‖e_r − ê_r‖² / Var(e)``, a scalar; 0 where no latent is dead.
 
-    ``e = x − x̂`` without gradient; ``ê`` decodes, without bias, the ``min(D/2, dead)`` largest
+    ``e = y − x̂`` without gradient; ``ê`` decodes, without bias, the ``min(E/2, dead)`` largest
     pre-activations of dead latents in each row, after ReLU. ``Var(e) = mean_r ‖e_r − mean e‖²``.
     Only the dead rows of the weights are gathered, so the cost is that of a dictionary of their number.
 
@@ -23,14 +23,13 @@ def auxk(forward: Forward) -> Tensor:
     Source: Gao et al. (2406.04093), appendix A.2; weight 1/32 there. A zero variance gives 0.
     """
     owner, dead = forward.dictionary, forward.dead
-    error_RD = (forward.x - forward.x_hat).detach()
+    error_RD = (forward.y - forward.x_hat).detach()
     variance = (error_RD - error_RD.mean(dim=0)).square().sum(dim=1).mean()
     if len(dead) == 0 or float(variance) == 0.0:
         return error_RD.new_zeros(())
     dtype = owner.compute_dtype if error_RD.dtype == torch.float32 else error_RD.dtype
-    centred_RD = (forward.x - owner.b_dec_D).to(dtype)
-    pre_RA = centred_RD @ owner.w_enc_LD[dead].to(dtype).t() + owner.b_enc_L[dead].to(dtype)
-    code_RA = torch.relu(_row_largest(pre_RA, max(1, owner.width // 2)))
+    pre_RA = owner.dense_pre(forward.x, dead, dtype)
+    code_RA = torch.relu(_row_largest(pre_RA, max(1, owner.widths.out_width // 2)))
     guess_RD = (code_RA @ owner.w_dec_LD[dead].to(dtype)).to(error_RD.dtype)
     return (error_RD - guess_RD).square().sum(dim=1).mean() / variance
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -11,8 +13,11 @@ if TYPE_CHECKING:
 
 
 def nmse(forward: Forward) -> Tensor:
-    """Return ``mean_r ‖x_r − x̂_r‖² / V`` with ``V = E‖x − E x‖²`` over the run's rows, a scalar.
+    """Return ``mean_r ‖y_r − x̂_r‖² / V`` with ``V = E‖y − E y‖²`` over the run's rows, a scalar.
 
-    V is one number for the whole run, so no batch weighs more than another.
+    V is one number for the whole run, so no batch weighs more than another. Where there are reconstructions by
+    prefixes of the latents, their mean: so the weight of other losses does not depend on how many there are.
     """
-    return (forward.x_hat - forward.x).square().sum(dim=1).mean() / forward.variance
+    each = [(hat - forward.y).square().sum(dim=1).mean() for hat in forward.hats]
+    error = each[0] if len(each) == 1 else torch.stack(each).mean()
+    return error / forward.variance

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from jobs.codes import Pattern
-from jobs.dictionaries.contract import Scores
+from jobs.dictionaries.contract import Frozen, Moment, Scores
 from jobs.dictionaries.sparsifiers.cut import (
     at_least,
     float_bits,
@@ -17,11 +18,31 @@ from jobs.dictionaries.sparsifiers.cut import (
     lowest_bits,
     score_bits,
 )
+from jobs.dictionaries.sparsifiers.plain import one_threshold, positive_part
 
 SAMPLE_ROWS = 64
 """Rows whose own cut guesses the batch's. A wrong guess costs another pass, never a wrong answer."""
 SLACKS = (1.3, 4.0, math.inf)
 """How many times the budget the guess lets through, pass after pass; infinity lets all positives in."""
+
+
+@dataclass(frozen=True)
+class BatchTopK:
+    """Keeps the ``R·k`` largest positive scores of a batch of R rows."""
+
+    k: int
+
+    def choose(self, scores: Scores, _when: Moment) -> Pattern:
+        """Return ``batch_topk`` of the scores."""
+        return batch_topk(scores, self.k)
+
+    def value(self, pre_N: Tensor, _pattern: Pattern, _bias_L: Tensor) -> Tensor:
+        """Return ``ReLU(π)``."""
+        return positive_part(pre_N)
+
+    def frozen(self, bias_L: Tensor) -> Frozen:
+        """Return the pre-activations as they are; the threshold is to be set."""
+        return one_threshold(bias_L)
 
 
 def batch_topk(scores: Scores, k: int) -> Pattern:
@@ -34,14 +55,19 @@ def batch_topk(scores: Scores, k: int) -> Pattern:
     -----
     Source: Bussmann, Leask, Nanda, "BatchTopK Sparse Autoencoders" (2412.06410), equation 3.
     """
+    flat = largest_pairs(scores, k)
+    row = flat // scores.latents
+    return Pattern(row, flat - row * scores.latents, scores.rows, scores.latents)
+
+
+def largest_pairs(scores: Scores, k: int) -> Tensor:
+    """Return the flat positions, int64, ascending, of the pairs ``batch_topk`` keeps."""
     keep = scores.rows * k
     for slack in SLACKS:
         flat, score = _candidates(scores, k * slack)
         if len(flat) >= keep:
             break
-    flat = flat[keep_largest(score, keep)]
-    row = flat // scores.latents
-    return Pattern(row, flat - row * scores.latents, scores.rows, scores.latents)
+    return flat[keep_largest(score, keep)]
 
 
 def _candidates(scores: Scores, per_row: float) -> tuple[Tensor, Tensor]:

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from jobs.codes import Pattern
-from jobs.dictionaries.contract import Scores
+from jobs.dictionaries.contract import Frozen, Moment, Scores
 from jobs.dictionaries.sparsifiers.cut import at_least, float_bits, lowest_bits, score_bits
+from jobs.dictionaries.sparsifiers.plain import one_threshold, positive_part
 
 GROUPS_PER_KEPT = 4
 LARGEST_GROUP = 16
 """With 16 latents a group and four groups per kept latent, few more than k candidates remain."""
+
+
+@dataclass(frozen=True)
+class RowTopK:
+    """Keeps the ``k`` largest positive scores of each row."""
+
+    k: int
+
+    def choose(self, scores: Scores, _when: Moment) -> Pattern:
+        """Return ``row_topk`` of the scores."""
+        return row_topk(scores, self.k)
+
+    def value(self, pre_N: Tensor, _pattern: Pattern, _bias_L: Tensor) -> Tensor:
+        """Return ``ReLU(π)``."""
+        return positive_part(pre_N)
+
+    def frozen(self, bias_L: Tensor) -> Frozen:
+        """Return the pre-activations as they are; the threshold is to be set."""
+        return one_threshold(bias_L)
 
 
 def row_topk(scores: Scores, k: int) -> Pattern:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from typing import ClassVar
 
-from jobs.dictionaries.contract import VARIANTS, Dictionary, check_topk
+from jobs.batches import Widths
+from jobs.dictionaries.contract import VARIANTS, check_sizes
+from jobs.dictionaries.dictionary import Dictionary
 from jobs.dictionaries.losses.auxk import auxk
 from jobs.dictionaries.losses.nmse import nmse
-from jobs.dictionaries.sparsifiers.row_topk import row_topk
+from jobs.dictionaries.sparsifiers.row_topk import RowTopK
 
 
 @VARIANTS.register("topk")
@@ -28,6 +30,8 @@ class TopK:
     closely it can explain much less, so compare both with ``evaluate.TrainingMode`` there.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset()
+
     latents: int
     """Number of latents, >= 1."""
     k: int
@@ -36,14 +40,14 @@ class TopK:
     """Weight of the AuxK loss, >= 0."""
 
     def __post_init__(self) -> None:
-        check_topk("topk", latents=self.latents, k=self.k, aux_weight=self.aux_weight)
+        check_sizes("topk", latents=self.latents, k=self.k, aux_weight=self.aux_weight)
 
-    def build(self, width: int, *, seed: int) -> Dictionary:
-        """Return a fresh dictionary for rows of ``width``."""
+    def build(self, widths: int | Widths, *, seed: int) -> Dictionary:
+        """Return a fresh dictionary for rows of these widths."""
         return Dictionary(
-            width,
+            widths,
             self.latents,
-            sparsifier=partial(row_topk, k=self.k),
+            sparsifier=RowTopK(self.k),
             losses=((1.0, nmse), (self.aux_weight, auxk)),
             seed=seed,
         )

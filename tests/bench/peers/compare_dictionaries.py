@@ -37,8 +37,9 @@ import torch
 import store
 from jobs.codebook import Codebook
 from jobs.codes import Codes
+from jobs.dictionaries.array_feed import ArrayFeed
 from jobs.dictionaries.calibration import calibrate_threshold
-from jobs.dictionaries.contract import ArrayFeed, TrainConfig
+from jobs.dictionaries.config import TrainConfig
 from jobs.dictionaries.evaluate import EvalPartial
 from jobs.dictionaries.train import train
 from store.tokens import FLAG_SPECIAL, SPLITS
@@ -177,7 +178,7 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
         feed = ArrayFeed(torch.from_numpy(rows), arguments.batch_rows, seed)
-        order = torch.cat([ids for ids, _ in islice(feed.batches(0), steps)])
+        order = torch.cat([batch.row_ids for batch in islice(feed.batches(0), steps)])
         np.save(arguments.out / "order.npy", order.numpy())
         for kind in KINDS:
             variant = {"kind": kind, "latents": arguments.latents, "k": arguments.k}

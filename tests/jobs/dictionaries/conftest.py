@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jobs.dictionaries.contract import ArrayFeed, TrainConfig
+from jobs.dictionaries.array_feed import ArrayFeed
+from jobs.dictionaries.config import TrainConfig
+from jobs.dictionaries.contract import VARIANTS
 
 
 def planted_rows(rows, *, features=128, width=64, active=4, seed=0, directions_seed=7, offset=0.0):
@@ -28,6 +30,20 @@ def planted():
     return planted_rows
 
 
+def feed_for(kind, x, batch_rows, seed=0):
+    """Rows as a feed with all that a variant needs: targets are the rows themselves, gradients any directions."""
+    needs = VARIANTS.get(kind).needs
+    y = x.clone() if "target" in needs else None
+    generator = torch.Generator().manual_seed(seed + 1000)
+    g = torch.randn(x.shape, generator=generator) if "gradient" in needs else None
+    return ArrayFeed(x, batch_rows, seed=seed, y=y, g=g)
+
+
+@pytest.fixture
+def feed_of():
+    return feed_for
+
+
 @pytest.fixture
 def small_run():
     """Return a function giving (feed, config) of a run that takes a second."""
@@ -39,6 +55,6 @@ def small_run():
         variant = {"kind": kind, "latents": latents, "k": k, **options.pop("variant", {})}
         options = {"lr": 3e-3, "precision": "float32", **options}
         cfg = TrainConfig(variant=variant, steps=steps, batch_rows=batch_rows, seed=seed, **options)
-        return ArrayFeed(20 * x, batch_rows, seed=seed), cfg
+        return feed_for(kind, 20 * x, batch_rows, seed), cfg
 
     return make

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from jobs.dictionaries import schedule
+from jobs.dictionaries.array_feed import ArrayFeed
 from jobs.dictionaries.calibration import calibrate, calibrate_threshold, geometric_median
-from jobs.dictionaries.contract import VARIANTS, ArrayFeed, TrainConfig, derive_seed
+from jobs.dictionaries.config import TrainConfig
+from jobs.dictionaries.contract import VARIANTS, derive_seed
 from jobs.dictionaries.learner import Learner, resolve_precision
+from jobs.dictionaries.losses.auxk import auxk
 from jobs.dictionaries.train import train
 from jobs.errors import DivergedError, JobError
 from store.errors import ConflictError, InvalidInputError
@@ -25,6 +28,12 @@ each_variant = pytest.mark.parametrize("name", VARIANTS.names())
 
 def untimed(history):
     return [{key: value for key, value in entry.items() if key not in TIMED} for entry in history]
+
+
+def has_auxk(run):
+    """Whether AuxK is at work from the first steps: not where all latents fire until a penalty bites."""
+    own = run.learner.dictionary
+    return own.penalty is None and any(loss is auxk for _, loss in own.losses)
 
 
 def after(count):
@@ -42,7 +51,8 @@ def test_a_run_stopped_after_any_step_ends_with_the_same_bits(name, small_run, t
     """Interrupted after every step in turn; a short dead window keeps AuxK at work."""
     feed, cfg = small_run(name, steps=STEPS, dead_rows=50)
     whole = train(feed, cfg, log_every=1)
-    assert max(entry["dead"] for entry in whole.history) > 0
+    if has_auxk(whole):
+        assert max(entry["dead"] for entry in whole.history) > 0
     for step in range(1, STEPS):
         out = tmp_path / str(step)
         first = train(feed, cfg, out=out, log_every=1, should_stop=after(step))
@@ -169,7 +179,7 @@ def test_another_recipes_checkpoint_is_refused_and_left_alone(change, small_run,
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_rows_that_are_not_finite_stop_the_run_and_are_named(value, small_run, tmp_path):
     feed, cfg = small_run(steps=6, scale_rows=64, median_rows=64)
-    ids = [row_ids for _, (row_ids, _) in zip(range(6), feed.batches(0), strict=False)]
+    ids = [batch.row_ids for _, batch in zip(range(6), feed.batches(0), strict=False)]
     used_later = [int(i) for i in ids[3] if not any((part == i).any() for part in ids[:3])][:2]
     feed.x[used_later, 3] = value
     with pytest.raises(DivergedError) as caught:
@@ -197,10 +207,10 @@ def test_a_gradient_that_is_not_finite_changes_nothing(small_run):
     feed, cfg = small_run()
     learner = Learner(cfg, calibrate(feed, cfg), precision="float32")
     batches = feed.batches(0)
-    learner.learn(next(batches)[1])
+    learner.learn(next(batches))
     before = {name: tensor.clone() for name, tensor in learner.tensors().items()}
     learner.dictionary.b_enc_L.register_hook(lambda grad: grad * float("nan"))
-    report = learner.learn(next(batches)[1])
+    report = learner.learn(next(batches))
     assert not report.finite
     assert np.isfinite(report.loss)
     assert learner.step == 1
@@ -230,8 +240,8 @@ def test_a_batch_of_another_width_is_refused(small_run):
 
     class Odd(ArrayFeed):
         def batches(self, start):
-            for count, (ids, x) in enumerate(super().batches(start)):
-                yield ids, x if count < 2 else x[:, :7]
+            for count, batch in enumerate(super().batches(start)):
+                yield batch if count < 2 else batch._replace(x=batch.x[:, :7])
 
     with pytest.raises(InvalidInputError, match=r"width-mismatch.*batch 2"):
         train(Odd(feed.x, feed.batch_rows), cfg)
@@ -243,20 +253,26 @@ def test_a_stopped_run_gives_a_dictionary_that_can_be_used(name, small_run):
     stopped = train(feed, cfg, should_stop=after(30))
     assert stopped.state["finished"] is False
     assert stopped.codebook.meta["finished"] is False
-    assert len(stopped.codebook.encode(feed.x)) / feed.rows == pytest.approx(4, rel=0.1)
+    l0 = len(stopped.codebook.encode(feed.x)) / feed.rows
+    if stopped.learner.dictionary.penalty is None:
+        assert l0 == pytest.approx(4, rel=0.1)
+    else:  # it was still on its way down
+        assert 0 < l0 < 24
 
 
 @pytest.mark.parametrize("start", [0, 1, 6, 7, 8, 40])
 def test_a_feed_restarts_at_any_batch(start):
     feed = ArrayFeed(torch.arange(70.0)[:, None].repeat(1, 2), 9, seed=1)
-    whole = [ids for _, (ids, _) in zip(range(start + 3), feed.batches(0), strict=False)]
-    rest = [ids for _, (ids, _) in zip(range(3), feed.batches(start), strict=False)]
+    whole = [batch.row_ids for _, batch in zip(range(start + 3), feed.batches(0), strict=False)]
+    rest = [batch.row_ids for _, batch in zip(range(3), feed.batches(start), strict=False)]
     assert all(torch.equal(a, b) for a, b in zip(whole[start:], rest, strict=True))
 
 
 def test_every_epoch_of_a_feed_holds_every_row_once():
     feed = ArrayFeed(torch.arange(60.0)[:, None], 7)
-    stream = torch.cat([ids for _, (ids, _) in zip(range(60), feed.batches(0), strict=False)])
+    stream = torch.cat(
+        [batch.row_ids for _, batch in zip(range(60), feed.batches(0), strict=False)]
+    )
     epochs = stream.view(-1, 60)
     assert all(torch.equal(epoch.sort().values, torch.arange(60)) for epoch in epochs)
     assert not torch.equal(epochs[0], epochs[1])
@@ -345,7 +361,8 @@ def test_calibration_measures_scale_variance_and_median():
     feed = ArrayFeed(x, 100)
     found = calibrate(feed, config(scale_rows=3000, median_rows=3000))
     square = x.double().square().sum(1).mean()
-    assert found.scale == pytest.approx(float(square) ** -0.5, rel=1e-6)
+    assert found.scales_in == pytest.approx([float(square) ** -0.5], rel=1e-6)
+    assert found.scales_out == found.scales_in
     spread = (x.double() - x.double().mean(0)).square().sum(1).mean()
     assert found.variance == pytest.approx(float(spread / square), rel=1e-5)
     assert found.median_norm == pytest.approx(float(x.norm(dim=1).median()))
@@ -356,7 +373,7 @@ def test_rows_that_are_all_equal_or_zero_calibrate_to_ones():
     for value in (0.0, 2.0):
         found = calibrate(ArrayFeed(torch.full((64, 3), value), 16), config())
         assert found.variance == 1.0
-        assert np.isfinite(found.scale)
+        assert np.isfinite(found.scales_in[0])
 
 
 def test_the_geometric_median_of_symmetric_points_is_their_centre():

@@ -9,14 +9,22 @@ import pytest
 import torch
 
 from jobs.codebook import Codebook
-from jobs.dictionaries.contract import VARIANTS, TrainConfig
+from jobs.dictionaries.config import TrainConfig
+from jobs.dictionaries.contract import VARIANTS
 from jobs.dictionaries.evaluate import TrainingMode, evaluate
 from jobs.dictionaries.learner import Learner
+from jobs.dictionaries.sparsifiers.gate import Gate
+from jobs.dictionaries.sparsifiers.jump import Jump
 from jobs.dictionaries.train import train
 from store.errors import InvalidInputError
 from store.registry import to_json
 
 each_variant = pytest.mark.parametrize("name", VARIANTS.names())
+
+
+def exact(name):
+    """Whether a variant keeps k by itself, with no penalty steered towards it."""
+    return VARIANTS.get(name)(latents=8, k=2).build(4, seed=0).penalty is None
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +73,19 @@ def test_the_same_seed_builds_the_same_bits_and_another_does_not(name):
     config = VARIANTS.get(name)(latents=16, k=4)
     one, same, other = (config.build(8, seed=seed) for seed in (1, 1, 2))
     torch.rand(3)  # the global generator plays no part
-    assert torch.equal(one.w_dec_LD, same.w_dec_LD)
-    assert not torch.equal(one.w_dec_LD, other.w_dec_LD)
-    assert torch.equal(one.w_enc_LD, one.w_dec_LD)
+    assert torch.equal(one.w_enc_LD, same.w_enc_LD)
+    assert not torch.equal(one.w_enc_LD, other.w_enc_LD)
+    tied, empty = torch.equal(one.w_enc_LD, one.w_dec_LD), not bool(one.w_dec_LD.any())
+    assert empty if "target" in config.needs else tied
 
 
 @each_variant
 def test_shapes_of_a_forward(name):
     dictionary = VARIANTS.get(name)(latents=16, k=4).build(8, seed=0)
-    forward = dictionary(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)))
+    x, g = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    forward = dictionary(x, g_RD=g)
     assert forward.x_hat.shape == (5, 8)
+    assert forward.pre.shape == forward.value.shape
     assert forward.pattern.row.shape == forward.pattern.latent.shape == forward.value.shape
     assert int(forward.pattern.row.max()) < 5
     assert int(forward.pattern.latent.max()) < 16
@@ -89,7 +100,7 @@ def test_the_loss_falls_and_the_history_tells_so(name, run_of):
     assert last["fvu"] < 0.5 * first["fvu"]
     assert last["step"] == 400
     assert last["rows"] == 400 * 256
-    assert last["l0"] == pytest.approx(3, rel=0.02)
+    assert last["l0"] == pytest.approx(3, rel=0.02 if exact(name) else 0.25)
     assert last["seconds_left"] == 0
     assert set(first) == {
         *("step", "rows", "loss", "fvu", "l0", "dead", "lr", "gradient_norm", "threshold"),
@@ -121,20 +132,37 @@ def test_the_result_survives_its_files(name, run_of, tmp_path):
 def test_folding_the_input_scale_keeps_reconstruction_and_active_set(name, run_of):
     """E5: the live form on scaled rows and the frozen form on raw rows agree."""
     feed, run = run_of(name)
-    learner, scale = run.learner, run.learner.calibration.scale
-    x, theta = feed.x[:300], float(run.codebook.theta)
-    own = learner.dictionary
+    learner, book, x = run.learner, run.codebook, feed.x[:300]
+    scale_in, scale_out = learner.calibration.scale_in, learner.calibration.scale_out
+    own, rows = learner.dictionary, learner.dictionary.w_dec_LD.detach().double()
+    norm = (rows / scale_out).norm(dim=1)
     with torch.no_grad():
-        pre = (x.double() * scale - own.b_dec_D) @ own.w_enc_LD.double().t() + own.b_enc_L
-        code = pre * (pre > theta * scale)
-        hat = (code @ own.w_dec_LD.double() + own.b_dec_D) / scale
-    dense = run.codebook.encode_dense(x).double()
-    near = (pre / scale - theta).abs() < 1e-4 * theta
+        scaled = x.double() * scale_in
+        pre = own.read(scaled) @ own.w_enc_LD.double().t() + own.b_enc_L
+        strength, theta = live(own.double(), pre, book.theta.double() / norm)
+        own.float()
+        code = strength * (strength > theta)
+        skipped = 0 if own.w_skip_DE is None else scaled @ own.w_skip_DE.double()
+        hat = (code @ rows + own.b_dec_D + skipped) / scale_out
+    dense = book.encode_dense(x).double()
+    near = (strength - theta).abs() * norm < 1e-4 * (book.theta.double() + dense.max())
     assert bool(((dense > 0) == (code > 0))[~near].all())
-    assert torch.allclose(dense[~near], (code / scale)[~near], atol=1e-4 * theta)
-    rows = ~near.any(dim=1)
-    error = (run.codebook.reconstruct(x).double() - hat)[rows].abs().max()
+    assert torch.allclose(dense[~near], (code * norm)[~near], atol=1e-5 * float(dense.max()))
+    whole = ~near.any(dim=1)
+    error = (book.reconstruct(x).double() - hat)[whole].abs().max()
     assert error < 1e-5 * x.abs().max()
+
+
+def live(own, pre, theta):
+    """Return what a latent would be worth and what it must exceed, from a dictionary's own parameters."""
+    if isinstance(own.sparsifier, Gate):
+        gain = own.sparsifier.r_L.exp()
+        strength = (pre - own.b_enc_L) * gain + own.sparsifier.b_mag_L
+        closed = torch.full_like(strength, torch.inf)
+        return torch.relu(strength), torch.where(pre > 0, 0.0, closed)
+    if isinstance(own.sparsifier, Jump):
+        return pre, own.sparsifier.log_theta_L.exp().expand_as(pre)
+    return pre, theta.expand_as(pre)
 
 
 @each_variant
@@ -143,7 +171,8 @@ def test_the_exported_threshold_gives_the_promised_l0(name, run_of):
     feed, run = run_of(name)
     x = feed.x[:2000] * 1.0
     found = evaluate(run.codebook, [(x, np.zeros(len(x), int))])
-    assert found.l0 == pytest.approx(3, rel=0.1)
+    promised = 3 if exact(name) else run.learner.dictionary.penalty.l0
+    assert found.l0 == pytest.approx(promised, rel=0.1)
 
 
 @each_variant
@@ -151,7 +180,7 @@ def test_training_mode_is_evaluated_like_the_frozen_form(name, run_of):
     feed, run = run_of(name)
     blocks = [(block, np.arange(len(block))) for block in feed.x[:1024].split(256)]
     live = evaluate(TrainingMode(run.learner), blocks)
-    assert live.l0 == pytest.approx(3, rel=0.02)
+    assert live.l0 == pytest.approx(run.history[-1]["l0"], rel=0.1)
     assert live.fvu == pytest.approx(run.history[-1]["fvu"], rel=0.25)
 
 
@@ -163,6 +192,8 @@ def test_rows_stay_on_the_sphere_and_the_projected_gradient_is_tangent(name, sma
 
     learner = Learner(cfg, calibrate(feed, cfg), precision="float32")
     unit = learner.dictionary.w_dec_LD
+    if not learner.dictionary.unit:
+        pytest.skip("its decoder norms are free")
     seen = []
     step = learner.optimizer._adam.step
 
@@ -171,8 +202,8 @@ def test_rows_stay_on_the_sphere_and_the_projected_gradient_is_tangent(name, sma
         step()
 
     learner.optimizer._adam.step = spy
-    for _, (_, x) in zip(range(10), feed.batches(0), strict=False):
-        learner.learn(x)
+    for _, batch in zip(range(10), feed.batches(0), strict=False):
+        learner.learn(batch)
         assert (unit.norm(dim=1) - 1).abs().max() < 1e-6
     assert len(seen) == 10
     assert max(seen) < 1e-6
@@ -195,8 +226,11 @@ def test_one_row_batches_make_batch_topk_the_same_as_topk():
 def test_a_budget_of_all_latents_is_relu(name):
     """E2."""
     dictionary = VARIANTS.get(name)(latents=12, k=12).build(8, seed=0)
-    x = torch.randn(9, 8, generator=torch.Generator().manual_seed(1))
+    x, g = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        pre = (x - dictionary.b_dec_D) @ dictionary.w_enc_LD.t() + dictionary.b_enc_L
+        dictionary.w_dec_LD.copy_(dictionary.w_enc_LD)
+        if isinstance(dictionary.sparsifier, Jump):
+            dictionary.sparsifier.log_theta_L.fill_(-torch.inf)
+        pre = dictionary.read(x) @ dictionary.w_enc_LD.t() + dictionary.b_enc_L
         hat = torch.relu(pre) @ dictionary.w_dec_LD + dictionary.b_dec_D
-        assert torch.allclose(dictionary(x).x_hat, hat, atol=1e-6)
+        assert torch.allclose(dictionary(x, g_RD=g).x_hat, hat, atol=1e-6)

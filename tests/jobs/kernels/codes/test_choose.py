@@ -10,7 +10,7 @@ import torch
 from ingest.models import hardware_class
 from jobs.codes import PlainCodeOps
 from jobs.dictionaries import TrainConfig, train
-from jobs.dictionaries.contract import ArrayFeed
+from jobs.dictionaries.array_feed import ArrayFeed
 from jobs.errors import JobError
 from jobs.kernels.codes import choose as module
 from jobs.kernels.codes.choose import DEFAULT_RIDGES, MARGIN, RecordedOps, built, choose
