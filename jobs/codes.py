@@ -62,6 +62,11 @@ class Pattern:
     latents: int
 
     @cached_property
+    def flat(self) -> Tensor:
+        """Places of the pairs in the matrix [R, L], int64[N]."""
+        return self.row * self.latents + self.latent
+
+    @cached_property
     def row_starts(self) -> Tensor:
         """First pair of each row, int64[R]."""
         return _starts(self.row, self.rows)
@@ -125,3 +130,52 @@ class PlainCodeOps:
 
 def _bags(index_N: Tensor, value_N: Tensor, starts_G: Tensor, table: Tensor) -> Tensor:
     return embedding_bag(index_N, table, starts_G, mode="sum", per_sample_weights=value_N)
+
+
+FULL = 8
+"""Latents per active pair below which a code is multiplied as a whole matrix. Measured on two cores with AVX-512 and
+bfloat16 (4096 x 384 x 6144): at 4 the whole bfloat16 matrix is 1.9 times as fast in ``scatter_sum`` and 1.5 times in
+``dots``, at 8 about as fast, at 16 half as fast."""
+
+
+class CodeOpsByShare:
+    """``CodeOps`` that take another form where a code is nearly full: what dictionaries are before a penalty bites.
+
+    Parameters
+    ----------
+    sparse
+        For codes of few pairs.
+    dtype
+        In which whole matrices are multiplied; the result has the dtype of the input.
+    """
+
+    def __init__(self, sparse: CodeOps, dtype: torch.dtype) -> None:
+        self.sparse, self.dtype = sparse, dtype
+
+    def gather_sum(self, pattern: Pattern, value_N: Tensor, w_LD: Tensor) -> Tensor:
+        """Return ``z_RL @ w_LD``, [R, D]."""
+        if not _is_full(pattern):
+            return self.sparse.gather_sum(pattern, value_N, w_LD)
+        return (self._whole(pattern, value_N) @ w_LD.to(self.dtype)).to(w_LD.dtype)
+
+    def scatter_sum(self, pattern: Pattern, value_N: Tensor, x_RD: Tensor) -> Tensor:
+        """Return ``z_RL.T @ x_RD``, [L, D]."""
+        if not _is_full(pattern):
+            return self.sparse.scatter_sum(pattern, value_N, x_RD)
+        return (self._whole(pattern, value_N).t() @ x_RD.to(self.dtype)).to(x_RD.dtype)
+
+    def dots(self, pattern: Pattern, x_RD: Tensor, w_LD: Tensor) -> Tensor:
+        """Return the entries of ``x_RD @ w_LD.T`` at the pairs, [N]."""
+        if not _is_full(pattern):
+            return self.sparse.dots(pattern, x_RD, w_LD)
+        whole_RL = x_RD.to(self.dtype) @ w_LD.to(self.dtype).t()
+        return whole_RL.view(-1)[pattern.flat].to(x_RD.dtype)
+
+    def _whole(self, pattern: Pattern, value_N: Tensor) -> Tensor:
+        z = torch.zeros(pattern.rows * pattern.latents, dtype=self.dtype, device=value_N.device)
+        z[pattern.flat] = value_N.to(self.dtype)
+        return z.view(pattern.rows, pattern.latents)
+
+
+def _is_full(pattern: Pattern) -> bool:
+    return pattern.rows * pattern.latents < FULL * len(pattern.row)

@@ -15,7 +15,8 @@ from ingest.run import ingest as run_ingest
 from jobs.config import Demo
 from jobs.demo.sources import source_for
 from jobs.dictionaries import TrainConfig
-from jobs.dictionaries.run import evaluate_on, figures, train_on
+from jobs.dictionaries.held_out import evaluate_on, figures
+from jobs.dictionaries.run import train_on
 from jobs.errors import JobError, UsageError
 from jobs.features import ContextsConfig, encode, telling, top_passages
 from jobs.feed import StoreFeed, usual_rows

@@ -18,7 +18,7 @@ from torch import Tensor
 from ingest.models.dtypes import multiplies_bfloat16
 from jobs.batches import Batch
 from jobs.codebook import Codebook
-from jobs.codes import CodeOps
+from jobs.codes import CodeOps, CodeOpsByShare
 from jobs.dictionaries import schedule
 from jobs.dictionaries.average import Average
 from jobs.dictionaries.calibration import Calibration
@@ -61,7 +61,8 @@ class Learner:
         self.dictionary: Dictionary = cfg.build_variant().build(calibration.widths, seed=cfg.seed)
         self.dictionary.to(device)
         self.dictionary.compute_dtype = getattr(torch, precision)
-        self.dictionary.ops = ops or self.dictionary.ops
+        sparse = ops or self.dictionary.ops
+        self.dictionary.ops = CodeOpsByShare(sparse, self.dictionary.compute_dtype)
         self._scale_D = calibration.scale_in.to(device)
         self._scale_E = calibration.scale_out.to(device)
         with torch.no_grad():

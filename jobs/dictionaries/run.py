@@ -1,39 +1,58 @@
-"""From a store to a trained or evaluated dictionary: opens rows, runs, and leaves results with run cards."""
+"""From a store to trained dictionaries: opens rows, runs, and leaves results with run cards."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ingest.contract import Runtime
 from jobs.codebook import Codebook
 from jobs.codes import CodeOps
+from jobs.dictionaries.calibration import Calibration
 from jobs.dictionaries.config import OpsChooser, TrainConfig
-from jobs.dictionaries.evaluate import EvalPartial, EvalResult, finalize, massive_norm_of
-from jobs.dictionaries.train import train
+from jobs.dictionaries.train import Run, Trained, train_together
 from jobs.errors import JobError, RefusedError
-from jobs.feed import StoreFeed, blocks, usual_rows
+from jobs.feed import StoreFeed, read_once, usual_rows
 from jobs.results import Result
-from jobs.run import map_merge
-from jobs.runtimes.in_process import InProcess
 from store import Store, StoreError
-from store import open as open_store
 from store.conditions import Condition
-from store.tokens import FLAG_SPECIAL
-from store.windows import free_memory_bytes
+from store.windows import default_window_rows, free_memory_bytes
 
-Log = Callable[[dict[str, Any]], None]
 CURVE_POINTS = 100
 WINDOW_FILE = "window.json"
 OPS_FILE = "ops.json"
 CURVE = ("step", "rows", "fvu", "l0", "dead", "threshold", "rows_per_second", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What one dictionary is made of."""
+
+    columns: tuple[str, ...]
+    """Columns it reads, side by side."""
+    config: TrainConfig
+    targets: tuple[str, ...] = ()
+    """Columns it rebuilds; none: those it reads."""
+    gradient: str | None = None
+    """Column of gradients by what it reads."""
+
+    def described(self) -> dict[str, Any]:
+        """Return the recipe as JSON values."""
+        one = len(self.columns) == 1
+        more = {"targets": list(self.targets)} if self.targets else {}
+        if self.gradient is not None:
+            more["gradient"] = [self.gradient]
+        return {
+            "site": self.columns[0] if one else list(self.columns),
+            **more,
+            "train": self.config.to_json(),
+        }
 
 
 def train_on(
@@ -42,94 +61,211 @@ def train_on(
     config: TrainConfig,
     out: str | Path,
     *,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    **options: Any,
+) -> tuple[Codebook, Result]:
+    """Train one dictionary on a site's ordinary rows; see ``train_all``."""
+    told = None if log is None else lambda _at, entry: log(entry)
+    recipe = Recipe(columns=(site,), config=config)
+    return train_all(store, [recipe], out, log=told, **options)[0]
+
+
+def train_all(
+    store: Store,
+    recipes: Sequence[Recipe],
+    out: str | Path,
+    *,
     split: str | None = "train",
     window_rows: int | None = None,
-    log: Log | None = None,
+    order_seed: int | None = None,
+    log: Callable[[int, dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     chooser: OpsChooser | None = None,
-) -> tuple[Codebook, Result]:
-    """Train a dictionary on a site's ordinary rows, or take up the run that is there.
+    device: str = "cpu",
+) -> list[tuple[Codebook, Result]]:
+    """Train dictionaries on one reading of a store's ordinary rows, or take up the runs that are there.
+
+    Each gets the bits it would get alone, in a result folder of its own.
 
     Parameters
     ----------
+    order_seed
+        Of the order of rows, the same for all; None: the first recipe's seed.
+    log
+        Called with (index of the recipe, entry) at each entry of a history.
     chooser
-        Says which operations to train with when the run begins; file ``ops.json`` keeps its word for every
+        Says which operations to train with when a run begins; file ``ops.json`` keeps its word for every
         resume. None: the plain ones.
 
     Returns
     -------
-    The frozen dictionary and the result: files ``dictionary.safetensors`` and ``dictionary.json``, table
-    ``curve``, checkpoints.
+    The frozen dictionaries and results, in the order of the recipes: files ``dictionary.safetensors`` and
+    ``dictionary.json``, table ``curve``, checkpoints.
 
     Raises
     ------
     JobError, StoreError
-        Before anything is written; see ``StoreFeed`` and ``train``.
+        Before anything is written; see ``StoreFeed``, ``read_once`` and ``train_together``.
     KeyboardInterrupt
-        ``should_stop`` said so; the run goes on from its checkpoint when asked again.
+        ``should_stop`` said so; the runs go on from their checkpoints when asked again.
     """
-    check_memory(store, site, config)
-    feed = StoreFeed(store, site, config.batch_rows, config.seed, usual_rows(split), window_rows)
-    described = {
-        "site": site,
-        "split": split,
-        "train": config.to_json(),
-        "feed": {**feed.state(), "window_rows": window_rows},
-    }
-    result = Result.create(
-        out, "train", described, store=store.id, pin=pin_of(store, site), seed=config.seed
-    )
-    if result.done:
-        return load(result.path), result
-    with result:
-        feed.window_rows = _settled_window(result, feed)
-        ops = _settled_ops(result, feed, config, chooser)
+    check_memory(store, recipes)
+    seed = recipes[0].config.seed if order_seed is None else order_seed
+    window = window_rows or _shared_window(store, recipes)
+    feeds = [_feed(store, recipe, seed, usual_rows(split), window) for recipe in recipes]
+    results = [
+        _result(store, recipe, feed, out, split, window_rows)
+        for recipe, feed in zip(recipes, feeds, strict=True)
+    ]
+    open_ones = [at for at, result in enumerate(results) if not result.done]
+    if open_ones:
+        with ExitStack() as stack:
+            for at in open_ones:
+                stack.enter_context(results[at])
+            _train(
+                [recipes[at] for at in open_ones],
+                [feeds[at] for at in open_ones],
+                [results[at] for at in open_ones],
+                log=None if log is None else lambda at, entry: log(open_ones[at], entry),
+                should_stop=should_stop,
+                chooser=chooser,
+                device=device,
+            )
+    return [(load(result.path), result) for result in results]
 
-        def note(entry: dict[str, Any]) -> None:
+
+def _train(
+    recipes: Sequence[Recipe],
+    feeds: Sequence[StoreFeed],
+    results: Sequence[Result],
+    *,
+    log: Callable[[int, dict[str, Any]], None] | None,
+    should_stop: Callable[[], bool] | None,
+    chooser: OpsChooser | None,
+    device: str,
+) -> None:
+    """Train what is not finished yet and write it down."""
+    calibrated: dict[str, Calibration] = {}
+    runs = []
+    for at, (recipe, feed, result) in enumerate(zip(recipes, feeds, results, strict=True)):
+        feed.window_rows = _settled_window(result, feed)
+
+        def note(entry: dict[str, Any], at: int = at, result: Result = result) -> None:
             result.log(entry)
             if log is not None:
-                log(entry)
+                log(at, entry)
 
-        trained = train(
-            feed,
-            config,
-            out=result.path,
-            log=note,
-            should_stop=should_stop,
-            ops=ops,
-            log_every=max(1, config.steps // CURVE_POINTS),
+        config = recipe.config
+        runs.append(
+            Run(
+                feed,
+                config,
+                out=result.path,
+                log=note,
+                ops=_settled_ops(result, feed, config, chooser),
+                device=device,
+                log_every=max(1, config.steps // CURVE_POINTS),
+                calibrated=calibrated,
+            )
         )
-        if not trained.state["finished"]:
-            raise KeyboardInterrupt
-        book = Codebook(
-            trained.codebook.W_enc_DL,
-            trained.codebook.b_enc_L,
-            trained.codebook.W_dec_LD,
-            trained.codebook.b_dec_D,
-            trained.codebook.threshold,
-            {**trained.codebook.meta, "site": site},
+    start = min((run.step for run in runs if not run.done), default=0)
+    trained = train_together(runs, read_once(feeds, start), start=start, should_stop=should_stop)
+    for recipe, result, one in zip(recipes, results, trained, strict=True):
+        if one.state["finished"]:
+            _write(recipe, result, one)
+    if not all(one.state["finished"] for one in trained):
+        raise KeyboardInterrupt
+
+
+def _write(recipe: Recipe, result: Result, trained: Trained) -> None:
+    meta: dict[str, Any] = {"site": recipe.described()["site"]}
+    if recipe.targets:
+        meta["targets"] = list(recipe.targets)
+    book = dataclasses.replace(trained.codebook, meta={**trained.codebook.meta, **meta})
+    result.write_table("curve", curve(trained.history))
+    for name, data in book.to_bytes().items():
+        result.write_file(name, data)
+
+
+def _feed(
+    store: Store, recipe: Recipe, seed: int, where: Sequence[Condition], window_rows: int | None
+) -> StoreFeed:
+    return StoreFeed(
+        store,
+        recipe.columns,
+        recipe.config.batch_rows,
+        seed,
+        where,
+        window_rows,
+        targets=recipe.targets,
+        gradient=recipe.gradient,
+    )
+
+
+def _shared_window(store: Store, recipes: Sequence[Recipe]) -> int | None:
+    """Return the window for all columns at once; None, the feed's own default, where there is one column."""
+    names = {
+        name
+        for recipe in recipes
+        for name in (
+            *recipe.columns,
+            *recipe.targets,
+            *([recipe.gradient] if recipe.gradient else []),
         )
-        result.write_table("curve", curve(trained.history))
-        for name, data in book.to_bytes().items():
-            result.write_file(name, data)
-    return book, result
+    }
+    if len(names) < 2:
+        return None
+    held = np.array([commit.rows for commit in store.view.commits("tokens")])
+    return default_window_rows(held, sum(store.column(name).row_bytes for name in names))
 
 
-def check_memory(store: Store, site: str, config: TrainConfig) -> None:
-    """Raise ``over-budget`` where a dictionary cannot fit the memory that is free.
+def _result(
+    store: Store,
+    recipe: Recipe,
+    feed: StoreFeed,
+    out: str | Path,
+    split: str | None,
+    window_rows: int | None,
+) -> Result:
+    described = {
+        **recipe.described(),
+        "split": split,
+        "feed": {**feed.state(), "window_rows": window_rows},
+    }
+    pin = pin_of(store, *feed.names)
+    seed = recipe.config.seed
+    return Result.create(out, "train", described, store=store.id, pin=pin, seed=seed)
 
-    Counts two weight matrices with gradients and two moments each, float32, and one batch.
+
+def check_memory(store: Store, recipes: Sequence[Recipe]) -> None:
+    """Raise ``over-budget`` where the dictionaries cannot fit the memory that is free.
+
+    Counts weight matrices with gradients and two moments each, float32, and one batch.
     """
-    width = int(np.prod(store.column(site).shape))
-    latents = config.build_variant().latents
-    need = 2 * 4 * 4 * width * latents + 4 * width * config.batch_rows
+    need = 0
+    for recipe in recipes:
+        config = recipe.config
+        latents = config.build_variant().latents
+        width = sum(_width(store, name) for name in recipe.columns)
+        out_width = sum(_width(store, name) for name in recipe.targets) or width
+        moments = 2 * 4 if config.optimizer == "adam" else 2
+        need += (8 + moments) * latents * (width + out_width)
+        need += 4 * (width + out_width) * config.batch_rows
     free = free_memory_bytes()
     if need > free:
+        sizes = sorted({recipe.config.build_variant().latents for recipe in recipes})
+        many = f"{len(recipes)} dictionaries" if len(recipes) > 1 else "a dictionary"
         raise RefusedError(
-            f"a dictionary of {latents:,} latents on width {width} needs at least {need / 1e9:,.1f} GB to train; "
-            f"{free / 1e9:,.1f} GB are free. Nothing was written. Use fewer --latents, or another machine.",
+            f"{many} of {', '.join(f'{size:,}' for size in sizes)} latents on "
+            f"{', '.join(recipes[0].columns)} ({_width(store, recipes[0].columns[0])} values a row) needs at least "
+            f"{need / 1e9:,.1f} GB to train; {free / 1e9:,.1f} GB are free. Nothing was written. Use fewer --latents, "
+            "fewer dictionaries at once, or another machine.",
             kind="over-budget",
         )
+
+
+def _width(store: Store, name: str) -> int:
+    return int(np.prod(store.column(name).shape))
 
 
 def _settled_window(result: Result, feed: StoreFeed) -> int:
@@ -172,9 +308,11 @@ def operations_of(result: Result) -> dict[str, Any]:
     return found
 
 
-def pin_of(store: Store, site: str) -> str:
-    """Write the pin of a site's group and return its id; a store that may not be written is only named."""
-    groups = ["tokens", store.view.resolve(site)[0].name]
+def pin_of(store: Store, *columns: str) -> str:
+    """Write the pin of columns' groups and return its id; a store that may not be written is only named."""
+    groups = list(
+        dict.fromkeys(["tokens", *(store.view.resolve(name)[0].name for name in columns)])
+    )
     try:
         return store.pin(groups)
     except StoreError as error:
@@ -195,136 +333,3 @@ def curve(history: list[dict[str, Any]]) -> dict[str, Any]:
 def load(path: str | Path) -> Codebook:
     """Return the dictionary in a result folder (or any folder that holds its two files)."""
     return Codebook.load(Path(path))
-
-
-def evaluate_on(
-    store: Store,
-    site: str,
-    book: Codebook,
-    out: str | Path,
-    *,
-    split: str | None = "test",
-    runtime: Runtime | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Result:
-    """Evaluate a dictionary on a site's ordinary rows of one split, part by part.
-
-    Parameters
-    ----------
-    runtime
-        Where parts are worked on; None: here. The figures are the same bits anywhere.
-    progress
-        Called with (parts done, parts).
-
-    Returns
-    -------
-    The result: tables ``summary`` (see ``figures``), ``latents`` (density) and ``positions``.
-    """
-    ordinary = usual_rows(split)
-    where = [condition for condition in ordinary if condition[0] == "split"]
-    group = store.view.resolve(site)[0].name
-    described = {"site": site, "split": split, "dictionary": book.sha}
-    result = Result.create(out, "eval", described, store=store.id, pin=pin_of(store, site))
-    if not result.done:
-        with result:
-            massive = massive_norm_of(book, first_rows(store, site, ordinary))
-            make = partial(EvaluationWorker, store.url, site, where, book, massive)
-            parts = list(store.view.parts(group))
-            merged = map_merge(runtime or InProcess(), make, parts, progress=progress)
-            found = finalize(merged)
-            more = against_truth(store, site, book)
-            for name, columns in evaluation_tables(found, more).items():
-                result.write_table(name, columns)
-    return result
-
-
-class EvaluationWorker:
-    """Turns one part of a store into a share of an evaluation."""
-
-    def __init__(
-        self, url: str, site: str, where: Sequence[Condition], book: Codebook, massive: float
-    ) -> None:
-        self._store = open_store(url)
-        self._site, self._where, self._book, self._massive = site, where, book, massive
-
-    def run(self, part: int) -> EvalPartial | None:
-        """Return the part's share, or None where no row of it counts."""
-        share: EvalPartial | None = None
-        for block in blocks(
-            self._store, self._site, where=self._where, extra=["pos", "flags"], parts=[part]
-        ):
-            share = share or EvalPartial.empty(self._book.latents, block.x.shape[1])
-            special = (block.tokens["flags"] & FLAG_SPECIAL) > 0
-            rows = (block.x, block.tokens["pos"], special)
-            share.update(self._book, rows, massive_norm=self._massive)
-        return share
-
-    def close(self) -> None:
-        """Hold nothing open."""
-
-
-def first_rows(store: Store, site: str, where: Sequence[Condition]) -> Tensor:
-    """Return the first block of a site's rows that count, ``float32[R, D]``; R is 0 where none does."""
-    width = int(np.prod(store.column(site).shape))
-    return next((block.x for block in blocks(store, site, where=where)), torch.zeros(0, width))
-
-
-def figures(evaluation: Result) -> dict[str, float]:
-    """Return an evaluation's figures by name: fvu, l0_mean, dead, latents, rows, cosine and more."""
-    table = evaluation.table("summary")
-    return dict(zip(table["metric"], map(float, table["value"]), strict=True))
-
-
-def against_truth(store: Store, site: str, book: Codebook) -> dict[str, float]:
-    """Return how well a dictionary found a synthetic source's planted features; empty on other columns.
-
-    ``mean_max_cosine``: mean over true features of the largest cosine with a decoder row; ``recovered``: share
-    of true features whose largest cosine exceeds 0.9.
-    """
-    group, _ = store.view.resolve(site)
-    if group.recipe.get("truth") is None:
-        return {}
-    from safetensors.numpy import load as load_arrays
-
-    features_ND = load_arrays(store.asset(str(group.recipe["truth"]))["truth.safetensors"])[
-        "features"
-    ]
-    best_N = (features_ND @ book.W_dec_LD.numpy().T).max(axis=1)
-    return {"mean_max_cosine": float(best_N.mean()), "recovered": float((best_N > 0.9).mean())}
-
-
-def evaluation_tables(
-    found: EvalResult, more: Mapping[str, float] | None = None
-) -> Mapping[str, dict[str, Any]]:
-    """Return an evaluation as tables: ``summary`` (with ``more`` figures), ``latents``, ``positions``."""
-    figures = {
-        "fvu": found.fvu,
-        "fvu_all_rows": found.fvu_all_rows,
-        "l0_mean": found.l0,
-        **{f"l0_{name}": value for name, value in found.l0_percentiles.items()},
-        "dead": found.dead,
-        "dense": found.dense,
-        "cosine": found.cosine,
-        "shrinkage": found.shrinkage,
-        "relative_bias": found.relative_bias,
-        "rows": found.rows,
-        "excluded_share": found.special_share + found.massive_share,
-        "latents": len(found.fired),
-        **(more or {}),
-    }
-    there = np.flatnonzero(found.position_rows)
-    return {
-        "summary": {
-            "metric": list(figures),
-            "value": np.array(list(figures.values()), np.float64),
-        },
-        "latents": {
-            "latent": np.arange(len(found.fired)),
-            "density": found.fired / max(found.rows, 1),
-        },
-        "positions": {
-            "position": there,
-            "relative_error": found.position_error[there],
-            "rows": found.position_rows[there],
-        },
-    }

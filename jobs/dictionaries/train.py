@@ -1,13 +1,13 @@
-"""Training one dictionary on a feed: calibrate, step, keep checkpoints, set the threshold, freeze."""
+"""Training dictionaries on a feed: calibrate, step, keep checkpoints, set the threshold, freeze."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from jobs.batches import Batch, Widths
 from jobs.codebook import Codebook
 from jobs.codes import CodeOps
 from jobs.dictionaries.calibration import (
+    Calibration,
     calibrate,
     calibrate_threshold,
     is_finite,
@@ -44,20 +45,8 @@ class Trained:
     """The live form, for training-mode measurements."""
 
 
-def train(
-    feed: Feed,
-    cfg: TrainConfig,
-    *,
-    out: Path | None = None,
-    log: Callable[[dict[str, Any]], None] | None = None,
-    resume: bool = True,
-    should_stop: Callable[[], bool] | None = None,
-    ops: CodeOps | None = None,
-    device: str = "cpu",
-    log_every: int = 50,
-    checkpoint_every: int = 500,
-) -> Trained:
-    """Train a dictionary on a feed's rows; a run that was stopped goes on where it was.
+class Run:
+    """One dictionary on its way: its learner, its history and its checkpoints.
 
     Parameters
     ----------
@@ -71,80 +60,186 @@ def train(
         seconds, rows_per_second, seconds_left.
     resume
         Take up the newest checkpoint in ``out``; with false, remove what is there and start afresh.
-    should_stop
-        Asked after every step; true ends the run after a checkpoint, with ``finished`` false and a
-        threshold set on few rows.
     ops
         A faster form of the sparse products; part of no recipe.
+    calibrated
+        What was measured of these feeds' rows before, by ``calibration_key``; gets what is measured now.
 
     Raises
     ------
     ConflictError
         ``other-recipe``: ``out`` holds the run of another recipe.
     DivergedError
-        ``diverged``: the loss or its gradient is not finite; the rows are in ``out/diverged.json``.
-    InvalidInputError
-        ``width-mismatch``: a batch is not of the feed's width.
+        ``diverged``: rows are not finite, so they have no scale.
     """
-    saves = Checkpoints(
-        out, {"train": cfg.to_json(), "feed": feed.state(), "width": feed.widths.width}
-    )
-    learner, history = _begin(feed, cfg, saves, ops=ops, device=device, resume=resume)
-    meter = _Meter(learner, history)
-    stopped = False
-    for batch in islice(feed.batches(learner.step), cfg.steps - learner.step):
-        _check_widths(batch, feed, learner.step)
-        report = learner.learn(batch)
+
+    def __init__(
+        self,
+        feed: Feed,
+        cfg: TrainConfig,
+        *,
+        out: Path | None = None,
+        log: Callable[[dict[str, Any]], None] | None = None,
+        resume: bool = True,
+        ops: CodeOps | None = None,
+        device: str = "cpu",
+        log_every: int = 50,
+        checkpoint_every: int = 500,
+        calibrated: dict[str, Calibration] | None = None,
+    ) -> None:
+        self.feed, self.cfg = feed, cfg
+        self._log, self._log_every, self._checkpoint_every = log, log_every, checkpoint_every
+        recipe = {"train": cfg.to_json(), "feed": feed.state(), "width": feed.widths.width}
+        self._saves = Checkpoints(out, recipe)
+        self.history: list[dict[str, Any]] = []
+        kept = self._saves.latest() if resume else None
+        if kept is None:
+            self._saves.clear()
+            precision = resolve_precision(cfg.precision, device)
+            calibration = self._calibrate({} if calibrated is None else calibrated)
+            self.learner = Learner(cfg, calibration, precision=precision, device=device, ops=ops)
+        else:
+            tensors, state = kept
+            self.learner = Learner.restore(cfg, tensors, state["learner"], device=device, ops=ops)
+            self.history = list(state["history"])
+        self._meter = _Meter(self.learner, self.history)
+
+    def _calibrate(self, calibrated: dict[str, Calibration]) -> Calibration:
+        key = calibration_key(self.feed, self.cfg)
+        if key not in calibrated:
+            calibrated[key] = calibrate(self.feed, self.cfg)
+        found = calibrated[key]
+        if not math.isfinite(sum((*found.scales_in, *found.scales_out))):
+            bad = non_finite_rows(self.feed, self.cfg)
+            raise _bad_rows(self._saves, bad, "the input scale could not be measured")
+        return found
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self.learner.step
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are taken."""
+        return self.learner.step >= self.cfg.steps
+
+    def take(self, batch: Batch) -> None:
+        """Take the next step; raises ``DivergedError``, ``InvalidInputError`` (``width-mismatch``)."""
+        _check_widths(batch, self.feed, self.step)
+        report = self.learner.learn(batch)
         if not report.finite:
-            raise _diverged(saves, learner, report, batch)
-        done = learner.step == cfg.steps
-        stopped = not done and should_stop is not None and should_stop()
-        if done or stopped or learner.step % log_every == 0:
-            history.append(meter.entry(learner, report))
-            if log is not None:
-                log(history[-1])
-        if done or stopped or learner.step % checkpoint_every == 0:
-            saves.save(learner.step, learner.tensors(), _state(learner, history))
-        if stopped:
-            break
-    if learner.step < cfg.steps and not stopped:
-        raise _feed_ended(learner)
-    return _freeze(feed, learner, history, finished=not stopped)
+            raise _diverged(self._saves, self.learner, report, batch)
+        self._last = report
+        if self.done or self.step % self._log_every == 0:
+            self._note()
+        if self.done or self.step % self._checkpoint_every == 0:
+            self.save()
+
+    def _note(self) -> None:
+        self.history.append(self._meter.entry(self.learner, self._last))
+        if self._log is not None:
+            self._log(self.history[-1])
+
+    def stop(self) -> None:
+        """Leave a checkpoint of the steps taken since the last one."""
+        if not self.done and self._meter.steps:
+            if not self.history or self.history[-1]["step"] != self.step:
+                self._note()
+            self.save()
+
+    def save(self) -> None:
+        """Keep a checkpoint."""
+        state = {"learner": self.learner.scalars(), "history": self.history}
+        self._saves.save(self.step, self.learner.tensors(), state)
 
 
-def _begin(
+def calibration_key(feed: Feed, cfg: TrainConfig) -> str:
+    """Return what decides a calibration: equal keys, equal facts."""
+    return json.dumps([feed.state(), cfg.scale_rows, cfg.median_rows], sort_keys=True)
+
+
+def train(
     feed: Feed,
     cfg: TrainConfig,
-    saves: Checkpoints,
     *,
-    ops: CodeOps | None,
-    device: str,
-    resume: bool,
-) -> tuple[Learner, list[dict[str, Any]]]:
-    kept = saves.latest() if resume else None
-    if kept is None:
-        saves.clear()
-        precision = resolve_precision(cfg.precision, device)
-        calibration = calibrate(feed, cfg)
-        if not math.isfinite(sum((*calibration.scales_in, *calibration.scales_out))):
-            raise _bad_rows(
-                saves, non_finite_rows(feed, cfg), "the input scale could not be measured"
-            )
-        return Learner(cfg, calibration, precision=precision, device=device, ops=ops), []
-    tensors, state = kept
-    learner = Learner.restore(cfg, tensors, state["learner"], device=device, ops=ops)
-    return learner, list(state["history"])
-
-
-def _state(learner: Learner, history: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"learner": learner.scalars(), "history": history}
-
-
-def _freeze(
-    feed: Feed, learner: Learner, history: list[dict[str, Any]], *, finished: bool
+    should_stop: Callable[[], bool] | None = None,
+    **options: Any,
 ) -> Trained:
+    """Train a dictionary on a feed's rows; a run that was stopped goes on where it was.
+
+    Parameters
+    ----------
+    should_stop
+        Asked after every step; true ends the run after a checkpoint, with ``finished`` false and a
+        threshold set on few rows.
+    options
+        Those of ``Run``.
+
+    Raises
+    ------
+    ConflictError, DivergedError, InvalidInputError
+        As ``Run`` and ``Run.take`` do.
+    """
+    run = Run(feed, cfg, **options)
+    batches = ((batch,) for batch in feed.batches(run.step))
+    return train_together([run], batches, start=run.step, should_stop=should_stop)[0]
+
+
+def train_together(
+    runs: Sequence[Run],
+    batches: Iterable[Sequence[Batch]],
+    *,
+    start: int,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Trained]:
+    """Train several dictionaries on one reading of their rows; each gets the bits it would get alone.
+
+    Parameters
+    ----------
+    runs
+        Each at a step of its own, none before ``start``; one that is ahead waits for its batch.
+    batches
+        From batch ``start`` on, one batch of each run at a time.
+    should_stop
+        Asked after every batch; true ends all of them, each with a checkpoint.
+
+    Raises
+    ------
+    DivergedError
+        One of them diverged; the others keep a checkpoint of what they had learned.
+    """
+    stopped = False
+    reading = iter(batches)
+    number = start
+    while not stopped and not all(run.done for run in runs):
+        several = next(reading, None)
+        if several is None:
+            raise _feed_ended(min(runs, key=lambda run: run.step / run.cfg.steps).learner)
+        for run, batch in zip(runs, several, strict=True):
+            if run.step == number and not run.done:
+                _take(run, batch, runs)
+        number += 1
+        stopped = should_stop is not None and should_stop() and not all(run.done for run in runs)
+    if stopped:
+        for run in runs:
+            run.stop()
+    return [_freeze(run) for run in runs]
+
+
+def _take(run: Run, batch: Batch, runs: Sequence[Run]) -> None:
+    try:
+        run.take(batch)
+    except (DivergedError, InvalidInputError):
+        for other in runs:
+            if other is not run:
+                other.stop()
+        raise
+
+
+def _freeze(run: Run) -> Trained:
     """Set the threshold on the feed's first rows, fewer where the run was stopped, and fold the scale in."""
-    cfg = learner.cfg
+    feed, cfg, learner, finished = run.feed, run.cfg, run.learner, run.done
     k, rows = cfg.build_variant().k, cfg.threshold_rows
     if not finished:
         rows = min(rows, STOPPED_BATCHES * cfg.batch_rows)
@@ -169,7 +264,7 @@ def _freeze(
         )
     state = {**learner.scalars(), "finished": finished, "threshold_ema": ema}
     state["threshold"] = float(codebook.theta.mean())
-    return Trained(codebook, history, state, learner)
+    return Trained(codebook, run.history, state, learner)
 
 
 def _one_or_all(scales: tuple[float, ...]) -> float | list[float]:
@@ -189,6 +284,12 @@ class _Meter:
     def __init__(self, learner: Learner, history: list[dict[str, Any]]) -> None:
         self._step, self._rows, self._start = learner.step, learner.rows, time.perf_counter()
         self._before = history[-1]["seconds"] if history else 0.0
+        self._learner = learner
+
+    @property
+    def steps(self) -> int:
+        """Steps this process took."""
+        return self._learner.step - self._step
 
     def entry(self, learner: Learner, report: StepReport) -> dict[str, Any]:
         seconds = max(time.perf_counter() - self._start, 1e-9)

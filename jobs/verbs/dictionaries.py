@@ -71,7 +71,8 @@ def train(config: settings.Train, context: Context) -> Answer:
 
 def evaluate(config: settings.Eval, context: Context) -> Answer:
     """Evaluate one on held-out rows."""
-    from jobs.dictionaries.run import evaluate_on, figures, load
+    from jobs.dictionaries.held_out import evaluate_on, figures
+    from jobs.dictionaries.run import load
     from jobs.runtimes.choose import runtime_for
     from store import open as open_store
 

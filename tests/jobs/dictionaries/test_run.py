@@ -11,7 +11,8 @@ from ingest.run import ingest_vectors
 from ingest.sources import SOURCES
 from jobs.codes import PlainCodeOps
 from jobs.dictionaries import TrainConfig
-from jobs.dictionaries.run import against_truth, evaluate_on, figures, load, train_on
+from jobs.dictionaries.held_out import against_truth, evaluate_on, figures
+from jobs.dictionaries.run import load, train_on
 from jobs.errors import JobError
 from jobs.runtimes.in_process import InProcess
 

@@ -1,0 +1,158 @@
+"""A dictionary on a store's held-out rows: part by part, anywhere, into tables with a run card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ingest.contract import Runtime
+from jobs.codebook import Codebook
+from jobs.dictionaries.evaluate import EvalPartial, EvalResult, finalize, massive_norm_of
+from jobs.dictionaries.run import pin_of
+from jobs.feed import blocks, usual_rows
+from jobs.results import Result
+from jobs.run import map_merge
+from jobs.runtimes.in_process import InProcess
+from store import Store
+from store import open as open_store
+from store.conditions import Condition
+from store.tokens import FLAG_SPECIAL
+
+
+def evaluate_on(
+    store: Store,
+    site: str,
+    book: Codebook,
+    out: str | Path,
+    *,
+    split: str | None = "test",
+    runtime: Runtime | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Evaluate a dictionary on a site's ordinary rows of one split, part by part.
+
+    Parameters
+    ----------
+    runtime
+        Where parts are worked on; None: here. The figures are the same bits anywhere.
+    progress
+        Called with (parts done, parts).
+
+    Returns
+    -------
+    The result: tables ``summary`` (see ``figures``), ``latents`` (density) and ``positions``.
+    """
+    ordinary = usual_rows(split)
+    where = [condition for condition in ordinary if condition[0] == "split"]
+    group = store.view.resolve(site)[0].name
+    described = {"site": site, "split": split, "dictionary": book.sha}
+    result = Result.create(out, "eval", described, store=store.id, pin=pin_of(store, site))
+    if not result.done:
+        with result:
+            massive = massive_norm_of(book, first_rows(store, site, ordinary))
+            make = partial(EvaluationWorker, store.url, site, where, book, massive)
+            parts = list(store.view.parts(group))
+            merged = map_merge(runtime or InProcess(), make, parts, progress=progress)
+            found = finalize(merged)
+            more = against_truth(store, site, book)
+            for name, columns in evaluation_tables(found, more).items():
+                result.write_table(name, columns)
+    return result
+
+
+class EvaluationWorker:
+    """Turns one part of a store into a share of an evaluation."""
+
+    def __init__(
+        self, url: str, site: str, where: Sequence[Condition], book: Codebook, massive: float
+    ) -> None:
+        self._store = open_store(url)
+        self._site, self._where, self._book, self._massive = site, where, book, massive
+
+    def run(self, part: int) -> EvalPartial | None:
+        """Return the part's share, or None where no row of it counts."""
+        share: EvalPartial | None = None
+        for block in blocks(
+            self._store, self._site, where=self._where, extra=["pos", "flags"], parts=[part]
+        ):
+            share = share or EvalPartial.empty(self._book.latents, block.x.shape[1])
+            special = (block.tokens["flags"] & FLAG_SPECIAL) > 0
+            rows = (block.x, block.tokens["pos"], special)
+            share.update(self._book, rows, massive_norm=self._massive)
+        return share
+
+    def close(self) -> None:
+        """Hold nothing open."""
+
+
+def first_rows(store: Store, site: str, where: Sequence[Condition]) -> Tensor:
+    """Return the first block of a site's rows that count, ``float32[R, D]``; R is 0 where none does."""
+    width = int(np.prod(store.column(site).shape))
+    return next((block.x for block in blocks(store, site, where=where)), torch.zeros(0, width))
+
+
+def figures(evaluation: Result) -> dict[str, float]:
+    """Return an evaluation's figures by name: fvu, l0_mean, dead, latents, rows, cosine and more."""
+    table = evaluation.table("summary")
+    return dict(zip(table["metric"], map(float, table["value"]), strict=True))
+
+
+def against_truth(store: Store, site: str, book: Codebook) -> dict[str, float]:
+    """Return how well a dictionary found a synthetic source's planted features; empty on other columns.
+
+    ``mean_max_cosine``: mean over true features of the largest cosine with a decoder row; ``recovered``: share
+    of true features whose largest cosine exceeds 0.9.
+    """
+    group, _ = store.view.resolve(site)
+    if group.recipe.get("truth") is None:
+        return {}
+    from safetensors.numpy import load as load_arrays
+
+    features_ND = load_arrays(store.asset(str(group.recipe["truth"]))["truth.safetensors"])[
+        "features"
+    ]
+    best_N = (features_ND @ book.W_dec_LD.numpy().T).max(axis=1)
+    return {"mean_max_cosine": float(best_N.mean()), "recovered": float((best_N > 0.9).mean())}
+
+
+def evaluation_tables(
+    found: EvalResult, more: Mapping[str, float] | None = None
+) -> Mapping[str, dict[str, Any]]:
+    """Return an evaluation as tables: ``summary`` (with ``more`` figures), ``latents``, ``positions``."""
+    figures = {
+        "fvu": found.fvu,
+        "fvu_all_rows": found.fvu_all_rows,
+        "l0_mean": found.l0,
+        **{f"l0_{name}": value for name, value in found.l0_percentiles.items()},
+        "dead": found.dead,
+        "dense": found.dense,
+        "cosine": found.cosine,
+        "shrinkage": found.shrinkage,
+        "relative_bias": found.relative_bias,
+        "rows": found.rows,
+        "excluded_share": found.special_share + found.massive_share,
+        "latents": len(found.fired),
+        **(more or {}),
+    }
+    there = np.flatnonzero(found.position_rows)
+    return {
+        "summary": {
+            "metric": list(figures),
+            "value": np.array(list(figures.values()), np.float64),
+        },
+        "latents": {
+            "latent": np.arange(len(found.fired)),
+            "density": found.fired / max(found.rows, 1),
+        },
+        "positions": {
+            "position": there,
+            "relative_error": found.position_error[there],
+            "rows": found.position_rows[there],
+        },
+    }
