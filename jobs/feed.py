@@ -154,7 +154,7 @@ class StoreFeed:
         return list(dict.fromkeys([*self.columns, *self.targets, *more]))
 
     def _windows(self, epoch: int, start: int = 0, names: Sequence[str] = ()) -> Windows:
-        rank = (self.rank - epoch * self.rows) % self.world if self.world > 1 else 0
+        before = epoch * self.rows if epoch else 0  # rows of earlier epochs, which shift whose turn it is
         return self.store.windows(
             names or self.names,
             seed=self.seed,
@@ -162,7 +162,7 @@ class StoreFeed:
             window_rows=self.window_rows,
             where=self.where,
             start=start,
-            rank=rank,
+            rank=(self.rank - before) % self.world,
             world=self.world,
             raw=True,
             pool=self._pool,

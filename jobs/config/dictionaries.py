@@ -4,21 +4,26 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from jobs.config.base import Latents, Numbers, Rows, Verb, Words
+from jobs.config.base import Latents, Names, Numbers, Rows, Verb, Words
 from jobs.config.placement import Placed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Verb):
-    """Train dictionaries on a stored site; commas make a grid.
+    """Train dictionaries on stored sites, all on one reading of the rows; commas make a grid.
 
     Example: actlake train ./store --site blocks.3.resid_post --latents 4k,16k --k 32,64 --out ./runs
     """
 
     url: Positional[str]
     """The store."""
-    site: str
-    """Column to train on: site, or group:site."""
+    site: Names
+    """Columns to read: site or group:site, sets blocks.{3,5}.resid_post, patterns blocks.*.mlp.in. Crosscoders and
+    cross-layer transcoders take all of them at once, others each."""
+    target: Names | None = None
+    """Columns a transcoder rebuilds, one for each --site; default: the mlp.out of its mlp.in."""
+    gradient: str | None = None
+    """Column of gradients a g-SAE selects by; default: the site's in group grad.exact.nll."""
     out: str = "."
     """Folder that gets results/."""
     variant: Words = ("batch_topk",)
@@ -29,12 +34,26 @@ class Train(Verb):
     """Mean active latents of a row."""
     seeds: Numbers = (0,)
     """Seeds."""
+    order_seed: int | None = None
+    """Seed of the order of rows, the same for all; default: the first of the seeds."""
+    set: tuple[str, ...] = ()
+    """Further settings of the variant, NAME=VALUE: --set aux_weight=0.1 activation=relu."""
     rows: Rows | None = None
     """Rows to train on, over all epochs; default: four epochs."""
     batch_rows: Rows = 2048
     """Rows of a batch."""
     lr: float | None = None
     """Peak learning rate; default: by rule."""
+    precision: str = "auto"
+    """Of selection: float32, bfloat16, or auto: bfloat16 where the machine multiplies it."""
+    optimizer: str = "adam"
+    """adam, or adam_8bit: moments in one byte a value."""
+    average: float | None = None
+    """Decay of a running mean of the weights that is exported in their place, as .999."""
+    resample_every: int | None = None
+    """Steps after which dead latents start afresh; default: never."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1."""
     split: str = "train"
     """Split to train on."""
     window_rows: Rows | None = None

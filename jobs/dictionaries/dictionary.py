@@ -57,6 +57,10 @@ class Dictionary(nn.Module):
     causal
         Whether latents are shared out evenly over the inputs, a latent of input s reads it alone and writes to
         the outputs from s on: a cross-layer transcoder.
+    start_bias
+        What the encoder's bias starts as.
+    start_norm
+        Norm that encoder rows start with.
 
     Notes
     -----
@@ -81,6 +85,8 @@ class Dictionary(nn.Module):
         prefixes: Sequence[int] = (),
         skip: bool = False,
         causal: bool = False,
+        start_bias: float = 0.0,
+        start_norm: float = 1.0,
     ) -> None:
         super().__init__()
         self.widths = widths = Widths.of(widths) if isinstance(widths, int) else widths
@@ -92,8 +98,8 @@ class Dictionary(nn.Module):
         rows_LD = nn.functional.normalize(directions_LD, dim=1)
         start_LE = rows_LD if tied else torch.zeros(latents, widths.out_width)
         self.w_dec_LD = nn.Parameter(start_LE.clone())
-        self.w_enc_LD = nn.Parameter(rows_LD.clone())
-        self.b_enc_L = nn.Parameter(torch.zeros(latents))
+        self.w_enc_LD = nn.Parameter(start_norm * rows_LD)
+        self.b_enc_L = nn.Parameter(torch.full((latents,), start_bias))
         self.b_dec_D = nn.Parameter(torch.zeros(widths.out_width))
         self.w_skip_DE = nn.Parameter(torch.zeros(widths.width, widths.out_width)) if skip else None
         if causal:

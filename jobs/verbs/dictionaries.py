@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,57 +9,50 @@ from typing import Any
 from jobs import config as settings
 from jobs.errors import UsageError
 from jobs.verbs.contract import Answer, Context
+from jobs.verbs.recipes import recipes_of
 
 
 def train(config: settings.Train, context: Context) -> Answer:
-    """Train every dictionary of the grid."""
-    from jobs.dictionaries import TrainConfig
-    from jobs.dictionaries.run import operations_of, train_on
-    from jobs.feed import StoreFeed, usual_rows
+    """Train every dictionary of the grid on one reading of the rows."""
+    from jobs.dictionaries.run import operations_of, train_all
     from jobs.kernels.codes.choose import RecordedOps, unmeasured
     from store import open as open_store
 
     store = open_store(config.url)
-    grid = list(itertools.product(config.variant, config.latents, config.k, config.seeds))
-    train_configs = []
-    rows = StoreFeed(store, config.site, config.batch_rows, where=usual_rows(config.split)).rows
-    for kind, latents, k, seed in grid:
-        variant = {"kind": kind, "latents": latents, "k": k}
-        steps = max(1, (config.rows or 4 * rows) // config.batch_rows)
-        train_configs.append(
-            TrainConfig(
-                variant=variant, steps=steps, batch_rows=config.batch_rows, lr=config.lr, seed=seed
-            )
-        )
-    answers = []
-    for number, train in enumerate(train_configs, start=1):
-        phase = f"train {number}/{len(grid)}" if len(grid) > 1 else "train"
+    recipes = recipes_of(store, config)
+    total = sum(recipe.config.steps * recipe.config.batch_rows for recipe in recipes)
+    seen = [0] * len(recipes)
+    phase = f"train {len(recipes)} dictionaries" if len(recipes) > 1 else "train"
 
-        def log(entry: Mapping[str, Any], phase: str = phase, train: Any = train) -> None:
-            note = f"FVU {entry['fvu']:.3f}, L0 {entry['l0']:.0f}, {entry['dead']} dead"
-            context.progress(phase, entry["rows"], train.steps * train.batch_rows, note)
+    def log(at: int, entry: Mapping[str, Any]) -> None:
+        seen[at] = entry["rows"]
+        note = f"FVU {entry['fvu']:.3f}, L0 {entry['l0']:.0f}, {entry['dead']} dead"
+        context.progress(phase, sum(seen), total, note)
 
-        with context.interrupts.deferred():
-            book, result = train_on(
-                store,
-                config.site,
-                train,
-                config.out,
-                split=config.split,
-                window_rows=config.window_rows,
-                log=log,
-                should_stop=context.interrupts.asked,
-                chooser=RecordedOps(),
-            )
-        answers.append(
-            {
-                "result": str(result.path),
-                **train.variant,
-                "seed": train.seed,
-                "sha": book.sha,
-                "note": unmeasured(operations_of(result)),
-            }
+    with context.interrupts.deferred():
+        done = train_all(
+            store,
+            recipes,
+            config.out,
+            split=config.split,
+            window_rows=config.window_rows,
+            order_seed=config.order_seed,
+            log=log,
+            should_stop=context.interrupts.asked,
+            chooser=RecordedOps(),
+            device=config.device,
         )
+    answers = [
+        {
+            "result": str(result.path),
+            **recipe.config.variant,
+            "site": recipe.described()["site"],
+            "seed": recipe.config.seed,
+            "sha": book.sha,
+            "note": unmeasured(operations_of(result)),
+        }
+        for recipe, (book, result) in zip(recipes, done, strict=True)
+    ]
     lines = [
         f"{a['result']}  {a['kind']} latents {a['latents']} k {a['k']} seed {a['seed']}"
         for a in answers

@@ -28,7 +28,9 @@ class Gated:
     Notes
     -----
     Source: Rajamanoharan et al., "Improving Dictionary Learning with Gated Sparse Autoencoders" (2404.16014).
-    Deviations: the weight is steered so that k latents are active, unless ``steered`` is false; AuxK.
+    Deviations: the weight is steered so that k latents are active, unless ``steered`` is false; AuxK; encoder rows start
+    short enough (2D/L) that the half of the latents that is open at first rebuilds rows at about their length. On a
+    language model's rows (width 384, 4096 latents, k 32, 364 steps) held-out FVU was .1265 without and .1186 with it.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -51,10 +53,12 @@ class Gated:
 
     def build(self, widths: int | Widths, *, seed: int) -> Dictionary:
         """Return a fresh dictionary for rows of these widths."""
+        width = widths if isinstance(widths, int) else widths.width
         return Dictionary(
             widths,
             self.latents,
             sparsifier=Gate(self.latents),
+            start_norm=min(1.0, 2 * width / self.latents),
             losses=((1.0, nmse), (1.0, gate_aux), (self.aux_weight, auxk)),
             penalty=Penalty(self.l1_weight, gate_l1, self.k if self.steered else None),
             seed=seed,

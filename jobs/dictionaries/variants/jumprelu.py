@@ -38,14 +38,16 @@ class JumpRelu:
     """Number of latents, >= 1."""
     k: int
     """Mean active latents of a row that the penalty is steered to, in [1, latents]."""
-    l0_weight: float = 0.05
+    l0_weight: float = 0.02
     """Weight of active latents over k at the end of its ramp, before it is steered, >= 0."""
     steered: bool = True
     """Whether the weight follows k; otherwise k is not used."""
     theta: float = 1.0
     """First threshold, > 0, in units of 1/√D: the spread of an untrained latent's pre-activations."""
-    bandwidth: float = 1.0
-    """Window around a threshold in which rows move it, > 0, in units of 1/√D."""
+    bandwidth: float = 2.0
+    """Window around a threshold in which rows move it, > 0, in units of 1/√D. On a language model's rows (width 384, 4096
+    latents, k 32, 364 steps) held-out FVU was .1289, .1280 and .1262 at .5, 1 and 2; starting thresholds at .5 or 2 left
+    L0 at 18 and 20, from where it comes up slowly."""
     slope: bool = False
     """Whether the step's pseudo-derivative reaches the pre-activations too. On planted rows (A1, 400 steps) the true
     directions came back to .999 without and to .951 with it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,7 +28,9 @@ class ReluL1:
     Source: Anthropic, "Circuits Updates", April 2024. There the error is a sum over values on rows scaled to a mean
     norm of √D: a weight λ there is about ``λ/(V·√D)`` here, V the share of variance in the rows' mean square.
     Deviations: the weight is steered so that k latents are active on average, unless ``steered`` is false; AuxK
-    keeps latents alive where the source relies on a long run; rates follow this library's rule.
+    keeps latents alive where the source relies on a long run; rates follow this library's rule; biases start at
+    ``-1.5/√D``, where one latent in fifteen is active, not half of them. On a language model's rows (width 384, 4096
+    latents, k 32, 364 steps) held-out FVU was .1469 without and .1399 with it.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -50,10 +53,12 @@ class ReluL1:
 
     def build(self, widths: int | Widths, *, seed: int) -> Dictionary:
         """Return a fresh dictionary for rows of these widths."""
+        width = widths if isinstance(widths, int) else widths.width
         return Dictionary(
             widths,
             self.latents,
             sparsifier=Relu(),
+            start_bias=-1.5 / math.sqrt(width),
             losses=((1.0, nmse), (self.aux_weight, auxk)),
             penalty=Penalty(self.l1_weight, l1, self.k if self.steered else None),
             unit=False,

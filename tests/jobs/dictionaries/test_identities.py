@@ -69,6 +69,7 @@ def test_a_gate_with_equal_biases_and_no_gain_is_relu():
         for own in (gated, relu):
             own.b_enc_L.copy_(bias)
         gated.sparsifier.b_mag_L.copy_(bias)
+        gated.w_enc_LD.copy_(relu.w_enc_LD)
         assert torch.allclose(gated(x).x_hat, relu(x).x_hat, atol=1e-6)
 
 
