@@ -38,7 +38,7 @@ WEIGHTS_FILE = "dictionary.safetensors"
 CARD_FILE = "dictionary.json"
 FORMAT = "actlake-dictionary/1"
 WIDER_FORMAT = "actlake-dictionary/2"
-"""What is written of a dictionary that rebuilds other rows than it reads: width_out, and maybe a skip."""
+"""What is written where width_out, a skip or row_k say more than the first format can."""
 UNIT_TOLERANCE = (
     1e-4  # float32 rows of width 8192 normalise to within 1e-6; imported ones are looser
 )
@@ -65,6 +65,9 @@ class Codebook:
         What is known of its making, JSON values: site, model, recipe, variant, k, …
     W_skip_DE
         What a transcoder takes straight from the rows it reads, [D, width of the target]; None: nothing.
+    row_k
+        Of the latents above θ, only so many of the largest of each row are active, >= 1; None: all. What a TopK
+        dictionary from elsewhere means; dictionaries trained here have thresholds.
 
     Raises
     ------
@@ -80,6 +83,7 @@ class Codebook:
     threshold: Tensor | float
     meta: Mapping[str, Any] = field(default_factory=dict)
     W_skip_DE: Tensor | None = None
+    row_k: int | None = None
 
     _tensors: ClassVar = ("W_enc_DL", "b_enc_L", "W_dec_LD", "b_dec_D", "threshold")
 
@@ -112,6 +116,8 @@ class Codebook:
                 return f"{name} has shape {tuple(tensor.shape)}, expected {allowed[-1]}"
             if not bool(torch.isfinite(tensor).all()):
                 return f"{name} holds values that are not finite"
+        if self.row_k is not None and self.row_k < 1:
+            return f"row_k is {self.row_k}, below 1"
         if bool((self.theta < 0).any()):
             return f"the lowest threshold is {float(self.theta.min()):g}, below 0"
         off = (self.W_dec_LD.norm(dim=1) - 1).abs()
@@ -169,7 +175,11 @@ class Codebook:
         step = max(1, BLOCK_BYTES // (4 * self.latents))
         for start in range(0, len(x_RD), step):
             pre_RL = torch.addmm(self.b_enc_L, x_RD[start : start + step].float(), self.W_enc_DL)
-            yield start, pre_RL, pre_RL > self.theta
+            active_RL = pre_RL > self.theta
+            if self.row_k is not None and self.row_k < self.latents:
+                top = pre_RL.topk(self.row_k, dim=1, sorted=False).indices
+                active_RL &= torch.zeros_like(active_RL).scatter_(1, top, value=True)
+            yield start, pre_RL, active_RL
 
     @torch.no_grad()
     def encode(self, x_RD: Tensor | NDArray[Any]) -> Codes:
@@ -238,9 +248,12 @@ class Codebook:
         """Return a dictionary's two files; equal codebooks give equal bytes."""
         weights = save_tensors({name: getattr(self, name).cpu() for name in self._held()})
         wider = self.W_skip_DE is not None or self.out_width != self.width
+        more = {"width_out": self.out_width} if wider else {}
+        if self.row_k is not None:
+            more["row_k"] = self.row_k
         card = {
-            "format": WIDER_FORMAT if wider else FORMAT,
-            **({"width_out": self.out_width} if wider else {}),
+            "format": WIDER_FORMAT if more else FORMAT,
+            **more,
             "latents": self.latents,
             "meta": self.meta,
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
@@ -271,7 +284,8 @@ class Codebook:
                 stated = str(card["weights_sha256"])[:12]
                 raise _broken(f"{WEIGHTS_FILE} has sha256 {found[:12]}…, its card states {stated}…")
             held = {name: tensors[name] for name in cls._tensors}
-            return cls(**held, meta=card["meta"], W_skip_DE=tensors.get("W_skip_DE"))
+            more = {"W_skip_DE": tensors.get("W_skip_DE"), "row_k": card.get("row_k")}
+            return cls(**held, meta=card["meta"], **more)
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise _broken(
                 f"its files could not be read ({type(error).__name__}: {error})"

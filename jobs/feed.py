@@ -154,7 +154,9 @@ class StoreFeed:
         return list(dict.fromkeys([*self.columns, *self.targets, *more]))
 
     def _windows(self, epoch: int, start: int = 0, names: Sequence[str] = ()) -> Windows:
-        before = epoch * self.rows if epoch else 0  # rows of earlier epochs, which shift whose turn it is
+        before = (
+            epoch * self.rows if epoch else 0
+        )  # rows of earlier epochs, which shift whose turn it is
         return self.store.windows(
             names or self.names,
             seed=self.seed,

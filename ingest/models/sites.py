@@ -46,6 +46,19 @@ _LENS_WHOLE: Mapping[str, tuple[str, ...]] = {
     "embed": ("hook_embed", "embed.hook_embed"),
     "final.normalized": ("ln_final.hook_normalized",),
 }
+
+
+def hook_name(site: str) -> str:
+    """Return TransformerLens' name of a site, or the site's own where it has none; a group before it is left out."""
+    bare = site.rpartition(":")[2]
+    if bare in _LENS_WHOLE:
+        return _LENS_WHOLE[bare][0]
+    block = _BLOCK.fullmatch(bare)
+    if block is None or block[2] not in _LENS_BLOCK:
+        return bare
+    return f"blocks.{block[1]}.{_LENS_BLOCK[block[2]][0]}"
+
+
 # More names than this come from a mistyped range, not from a wish.
 _MAX_EXPANSIONS = 100_000
 

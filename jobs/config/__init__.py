@@ -7,7 +7,17 @@ from jobs.config.bench import BenchAttention, BenchCodes
 from jobs.config.circuits import Stats
 from jobs.config.demo import Demo
 from jobs.config.dictionaries import Encode, Eval, Train
-from jobs.config.export import ExportZarr
+from jobs.config.export import (
+    ExportDictionary,
+    ExportDictionaryLearning,
+    ExportSaeLens,
+    ExportSparsify,
+    ExportZarr,
+    ImportDictionary,
+    ImportDictionaryLearning,
+    ImportSaeLens,
+    ImportSparsify,
+)
 from jobs.config.ingest import Ingest, Plan
 from jobs.config.placement import Placed
 from jobs.config.status import Status
@@ -24,8 +34,16 @@ __all__ = [
     "Drop",
     "Encode",
     "Eval",
+    "ExportDictionary",
+    "ExportDictionaryLearning",
+    "ExportSaeLens",
+    "ExportSparsify",
     "ExportZarr",
     "Gc",
+    "ImportDictionary",
+    "ImportDictionaryLearning",
+    "ImportSaeLens",
+    "ImportSparsify",
     "Ingest",
     "Inspect",
     "Latents",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from jobs.codes import CodeOps, Pattern
+    from jobs.dictionaries.ranks import Share
 
 VARIANTS: Registry = Registry("variant", "jobs.dictionaries.variants")
 
@@ -66,6 +67,8 @@ class Scores(Protocol):
 
     rows: int
     latents: int
+    share: Share
+    """What part of the batch's matrix of scores this is."""
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first row, scores [r, L]); a block is valid until the next one is asked for."""
@@ -80,6 +83,7 @@ class Weights(Protocol):
     widths: Widths
     compute_dtype: torch.dtype
     ops: CodeOps
+    share: Share
     sparsifier: Sparsifier
 
     @property

@@ -22,6 +22,7 @@ from jobs.dictionaries.encoders.linear import (
     sectioned_pre_activations,
 )
 from jobs.dictionaries.penalty import Penalty
+from jobs.dictionaries.ranks import ALONE, WHOLE, Ranks, Share, shared, summed
 from jobs.dictionaries.scores import Raw
 
 RAW = Raw()
@@ -112,6 +113,7 @@ class Dictionary(nn.Module):
         self.prefixes = (*prefixes, latents) if prefixes else (latents,)
         self.compute_dtype = torch.float32
         self.ops: CodeOps = PlainCodeOps()
+        self.share: Share = WHOLE
 
     @property
     def width(self) -> int:
@@ -129,14 +131,23 @@ class Dictionary(nn.Module):
 
     def read(self, x_RD: Tensor) -> Tensor:
         """Return the rows as the encoder sees them, with the gradient of what was taken from them."""
-        return x_RD - self.b_dec_D if self.centred else x_RD
+        return x_RD - self._origin() if self.centred else x_RD
+
+    def _origin(self) -> Tensor:
+        """Return what is taken from rows; where latents are shared out, each rank's part adds to its gradient."""
+        return shared(self.b_dec_D, self._latent_ranks)
+
+    @property
+    def _latent_ranks(self) -> Ranks:
+        return self.share.ranks if self.share.latents is not None else ALONE
 
     def linear_scores(self, x_RD: Tensor, weight_L: Tensor | None = None) -> LinearScores:
         """Return the pre-activations of rows, each latent's times ``weight_L``, block by block, without gradient."""
         w_LD, b_L = self.w_enc_LD.detach(), self.b_enc_L.detach()
         if weight_L is not None:
             w_LD, b_L = w_LD * weight_L.unsqueeze(1), b_L * weight_L
-        return LinearScores(self.read(x_RD).detach(), w_LD, b_L, self.compute_dtype, self.sections)
+        rows_RD = self.read(x_RD).detach()
+        return LinearScores(rows_RD, w_LD, b_L, self.compute_dtype, self.sections, self.share)
 
     def activate(
         self, x_RD: Tensor, g_RD: Tensor | None = None, *, when: Moment = START
@@ -148,7 +159,7 @@ class Dictionary(nn.Module):
     def values(self, pattern: Pattern, x_RD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the pre-activations and the codes at the pairs of a pattern, [N] each; differentiable."""
         if self.centred:
-            centred_RD, origin_D = x_RD - self.b_dec_D.detach(), self.b_dec_D
+            centred_RD, origin_D = x_RD - self.b_dec_D.detach(), self._origin()
         else:
             centred_RD, origin_D = x_RD, None
         if len(self.sections) > 1:
@@ -174,7 +185,8 @@ class Dictionary(nn.Module):
 
     def decode(self, pattern: Pattern, value_N: Tensor, x_RD: Tensor | None = None) -> Tensor:
         """Return the reconstruction [R, E] of codes; one with a skip takes the rows read too."""
-        hat_RE = decode(value_N, self.w_dec_LD, pattern, self.ops) + self.b_dec_D
+        part_RE = decode(value_N, self.w_dec_LD, pattern, self.ops)
+        hat_RE = summed(part_RE, self._latent_ranks) + self.b_dec_D
         if self.w_skip_DE is None:
             return hat_RE
         assert x_RD is not None
@@ -189,6 +201,7 @@ class Dictionary(nn.Module):
             at = ((pattern.latent >= low) & (pattern.latent < high)).nonzero().squeeze(1)
             mine = Pattern(pattern.row[at], pattern.latent[at], pattern.rows, pattern.latents)
             part_RE = decode(value_N[at], self.w_dec_LD, mine, self.ops)
+            part_RE = summed(part_RE, self._latent_ranks)
             hats.append(part_RE + (hats[-1] if hats else self.b_dec_D))
         return tuple(hats)
 

@@ -28,6 +28,7 @@ from jobs.dictionaries.dictionary import Dictionary
 from jobs.dictionaries.encoders.linear import LinearScores
 from jobs.dictionaries.fold import fold
 from jobs.dictionaries.optimizer import UnitAdam
+from jobs.dictionaries.ranks import ALONE, Ranks, Share
 from jobs.dictionaries.resample import resample
 
 
@@ -56,13 +57,16 @@ class Learner:
         precision: str,
         device: str = "cpu",
         ops: CodeOps | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.cfg, self.calibration, self.precision = cfg, calibration, precision
+        self.ranks = ranks
         self.dictionary: Dictionary = cfg.build_variant().build(calibration.widths, seed=cfg.seed)
         self.dictionary.to(device)
         self.dictionary.compute_dtype = getattr(torch, precision)
         sparse = ops or self.dictionary.ops
         self.dictionary.ops = CodeOpsByShare(sparse, self.dictionary.compute_dtype)
+        self.dictionary.share = Share(ranks)
         self._scale_D = calibration.scale_in.to(device)
         self._scale_E = calibration.scale_out.to(device)
         with torch.no_grad():
@@ -104,21 +108,40 @@ class Learner:
         )
         loss = self.dictionary.loss(forward)
         lr = schedule.learning_rate(self.cfg, self.step)
-        value, norm = float(loss.detach()), math.nan
+        value, norm = float(self._mean(loss.detach())), math.nan
         if math.isfinite(value):
             loss.backward()  # type: ignore[no-untyped-call]
+            self._average_gradients()
             norm = self.optimizer.step(lr)
         report = self._report(forward, value, lr, norm)
         if report.finite:
             self._note(forward, report)
         return report
 
+    def _mean(self, value: Tensor) -> Tensor:
+        """Return the mean over ranks, which hold equally many rows."""
+        return self.ranks.sum(value) / self.ranks.world
+
+    @torch.no_grad()
+    def _average_gradients(self) -> None:
+        """Give every rank the gradient of the whole batch."""
+        if self.ranks.world == 1:
+            return
+        for parameter in self.dictionary.parameters():
+            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self._mean(grad)
+
     @torch.no_grad()
     def _note(self, forward: Forward, report: StepReport) -> None:
-        rows, active = len(forward.x), forward.value > 0
+        rows, active = len(forward.x) * self.ranks.world, forward.value > 0
+        fired_L = torch.zeros_like(self.age_L)
+        fired_L[forward.pattern.latent[active]] = 1
         self.age_L += rows
-        self.age_L[forward.pattern.latent[active]] = 0
-        lowest = float(forward.value[active].min()) if bool(active.any()) else 0.0
+        self.age_L[self.ranks.largest(fired_L) > 0] = 0
+        value_N = forward.value[active]
+        own = value_N.min() if len(value_N) else value_N.new_tensor(math.inf)
+        lowest = float(-self.ranks.largest(-own))
+        lowest = lowest if math.isfinite(lowest) else 0.0
         if self.step <= schedule.threshold_start(self.cfg):
             self.threshold = lowest
         decay = self.cfg.threshold_decay
@@ -134,11 +157,13 @@ class Learner:
 
     @torch.no_grad()
     def _report(self, forward: Forward, loss: float, lr: float, norm: float) -> StepReport:
-        error = (forward.y - forward.x_hat).square().sum(dim=1).mean()
+        error = (forward.y - forward.x_hat).square().sum(dim=1).mean().double()
+        active = (forward.value > 0).sum().double() / len(forward.x)
+        error_and_l0 = self._mean(torch.stack([error, active])).tolist()
         return StepReport(
             loss=loss,
-            fvu=float(error) / forward.variance,
-            l0=int((forward.value > 0).sum()) / len(forward.x),
+            fvu=error_and_l0[0] / forward.variance,
+            l0=error_and_l0[1],
             dead=len(forward.dead),
             lr=lr,
             gradient_norm=norm,
@@ -199,10 +224,12 @@ class Learner:
         *,
         device: str = "cpu",
         ops: CodeOps | None = None,
+        ranks: Ranks = ALONE,
     ) -> Learner:
         """Undo ``tensors`` and ``scalars``."""
         calibration = Calibration.from_json(scalars["calibration"], tensors["median"])
-        self = cls(cfg, calibration, precision=scalars["precision"], device=device, ops=ops)
+        precision = scalars["precision"]
+        self = cls(cfg, calibration, precision=precision, device=device, ops=ops, ranks=ranks)
         with torch.no_grad():
             for name, parameter in self.dictionary.named_parameters():
                 parameter.copy_(tensors[f"weight.{name}"])

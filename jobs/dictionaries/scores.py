@@ -67,7 +67,9 @@ class ByGradient:
             )
         none_L = torch.zeros_like(dictionary.b_enc_L)
         dtype = dictionary.compute_dtype
-        effect = LinearScores(g_RD, dictionary.w_dec_LD.detach(), none_L, dtype)
+        effect = LinearScores(
+            g_RD, dictionary.w_dec_LD.detach(), none_L, dtype, (), dictionary.share
+        )
         return _Weighted(dictionary.linear_scores(x_RD), effect, self.weight)
 
 
@@ -75,7 +77,7 @@ class _Weighted:
     """Scores times one plus β times the size of others."""
 
     def __init__(self, own: Scores, effect: Scores, weight: float) -> None:
-        self.rows, self.latents = own.rows, own.latents
+        self.rows, self.latents, self.share = own.rows, own.latents, own.share
         self._own, self._effect, self._weight = own, effect, weight
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
@@ -86,7 +88,8 @@ class _Weighted:
             effect_rL.abs_()
             if beta is None:
                 code_rL = torch.relu(score_rL).float()
-                both = float((code_rL * effect_rL).sum())
-                beta = self._weight * float(code_rL.sum()) / both if both > 0 else 0.0
+                sums = torch.stack([code_rL.sum(), (code_rL * effect_rL).sum()])
+                codes, both = self.share.ranks.sum(sums).tolist()
+                beta = self._weight * codes / both if both > 0 else 0.0
             score_rL.mul_(effect_rL.mul_(beta).add_(1))
             yield start, score_rL

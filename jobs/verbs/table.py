@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from jobs import config as settings
@@ -38,6 +39,18 @@ VERBS: Mapping[str, tuple[Any, Callable[[Any, Context], Answer]]] = {
     "inspect": (settings.Inspect, stores.inspect),
     "verify": (settings.Verify, stores.verify),
     "export zarr": (settings.ExportZarr, export.zarr),
+    "export saelens": (settings.ExportSaeLens, partial(export.dictionary, "saelens")),
+    "export dictionary_learning": (
+        settings.ExportDictionaryLearning,
+        partial(export.dictionary, "dictionary_learning"),
+    ),
+    "export sparsify": (settings.ExportSparsify, partial(export.dictionary, "sparsify")),
+    "import saelens": (settings.ImportSaeLens, partial(export.foreign, "saelens")),
+    "import dictionary_learning": (
+        settings.ImportDictionaryLearning,
+        partial(export.foreign, "dictionary_learning"),
+    ),
+    "import sparsify": (settings.ImportSparsify, partial(export.foreign, "sparsify")),
     "gc": (settings.Gc, upkeep.gc),
     "drop": (settings.Drop, upkeep.drop),
     "retire": (settings.Retire, upkeep.retire),

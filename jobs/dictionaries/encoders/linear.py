@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from jobs.codes import CodeOps, Pattern
+from jobs.dictionaries.ranks import WHOLE, Share
 
 BLOCK_SCORES = 1 << 21
 """Scores of one block: 4 MiB in bfloat16 stay in cache between product and selection."""
@@ -40,10 +41,12 @@ class LinearScores:
         b_L: Tensor,
         dtype: torch.dtype,
         sections: Sequence[Section] = (),
+        share: Share = WHOLE,
     ) -> None:
         self.rows, self.latents = x_RD.shape[0], w_LD.shape[0]
         self._x_RD, self._w_LD, self._b_L = (t.detach().to(dtype) for t in (x_RD, w_LD, b_L))
         self._sections = sections if len(sections) > 1 else ()
+        self.share = share
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first row, scores [r, L]); every block reuses the memory of the one before."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jobs.codes import Pattern
 from jobs.dictionaries.contract import Frozen, Moment, Scores
+from jobs.dictionaries.ranks import Share
 from jobs.dictionaries.sparsifiers.cut import (
     at_least,
     float_bits,
@@ -61,13 +62,14 @@ def batch_topk(scores: Scores, k: int) -> Pattern:
 
 
 def largest_pairs(scores: Scores, k: int) -> Tensor:
-    """Return the flat positions, int64, ascending, of the pairs ``batch_topk`` keeps."""
-    keep = scores.rows * k
+    """Return the flat positions, int64, ascending, of the pairs ``batch_topk`` keeps of this rank's part."""
+    share = scores.share
+    keep = share.rows(scores.rows) * k
     for slack in SLACKS:
         flat, score = _candidates(scores, k * slack)
-        if len(flat) >= keep:
+        if int(share.ranks.sum(torch.tensor([len(flat)], device=flat.device))) >= keep:
             break
-    return flat[keep_largest(score, keep)]
+    return flat[keep_largest(score, keep, flat, scores.latents, share)]
 
 
 def _candidates(scores: Scores, per_row: float) -> tuple[Tensor, Tensor]:
@@ -75,11 +77,16 @@ def _candidates(scores: Scores, per_row: float) -> tuple[Tensor, Tensor]:
     flat, kept, floor = [], [], None
     for start, block_rL in scores.blocks():
         if floor is None:
-            floor = _guess(block_rL[:SAMPLE_ROWS], per_row)
+            floor = _agreed(_guess(block_rL[:SAMPLE_ROWS], per_row), scores.share)
         found = at_least(score_bits(block_rL), floor)
         kept.append(block_rL.flatten().index_select(0, found).float())
         flat.append(found + start * scores.latents)
     return torch.cat(flat), torch.cat(kept)
+
+
+def _agreed(floor: Tensor, share: Share) -> Tensor:
+    """Return the lowest of the ranks' floors, so that what lies above it is complete."""
+    return -share.ranks.largest(-floor.int()).to(floor.dtype)
 
 
 def _guess(sample_rL: Tensor, per_row: float) -> Tensor:

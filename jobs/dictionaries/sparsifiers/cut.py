@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jobs.codes import positions
+from jobs.dictionaries.ranks import ALONE, WHOLE, Ranks, Share
 
 BINS = 4096
 _SHIFT = 31 - 12  # bits below the bin number; the sign bit of a positive number is 0
@@ -40,30 +41,44 @@ def at_least(bits: Tensor, floor: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(bits.numpy() >= floor.numpy()))
 
 
-def histogram_cut(bits: Tensor, keep: int) -> tuple[int, int]:
+def histogram_cut(bits: Tensor, keep: int, ranks: Ranks = ALONE) -> tuple[int, int]:
     """Return the ``keep``-th largest of positive int32 bit patterns, and how many equal to it are kept.
 
-    ``1 <= keep <= len(bits)``. One counting pass, then a sort of one bin of the histogram.
+    Over all ranks there are at least ``keep >= 1`` of them. One counting pass, then a sort of one bin of the histogram,
+    whose entries are all that ranks send one another beside the counts.
     """
     bins = bits >> _SHIFT
-    counts = torch.bincount(bins, minlength=BINS)
+    counts = ranks.sum(torch.bincount(bins, minlength=BINS))
     reached = counts.flip(0).cumsum(0).flip(0)
     edge_bin = int((reached >= keep).sum()) - 1
     above = int(reached[edge_bin] - counts[edge_bin])
-    inside = bits[positions(bins == edge_bin)].sort(descending=True).values
+    inside = torch.cat(ranks.collect(bits[positions(bins == edge_bin)]))
+    inside = inside.sort(descending=True).values
     edge = int(inside[keep - above - 1])
     return edge, keep - above - int((inside > edge).sum())
 
 
-def keep_largest(score: Tensor, keep: int) -> Tensor:
-    """Return the positions, ascending, of the ``keep`` largest of positive scores [N].
+def keep_largest(
+    score: Tensor, keep: int, flat_N: Tensor | None = None, held: int = 1, share: Share = WHOLE
+) -> Tensor:
+    """Return the positions, ascending, of the ``keep`` largest of positive scores [N], over all ranks.
 
-    Among equal scores the earlier ones are kept. Fewer than ``keep`` scores are all kept.
+    Among equal scores the earlier ones are kept: by their order or, with ranks, by ``flat_N``, their places in this
+    rank's part of the matrix, ``held`` latents wide. Fewer than ``keep`` scores are all kept.
     """
-    if len(score) <= keep:
+    ranks = share.ranks
+    total = int(ranks.sum(torch.tensor([len(score)], device=score.device)))
+    if total <= keep:
         return torch.arange(len(score), device=score.device)
     bits = float_bits(score)
-    edge, ties = histogram_cut(bits, keep)
+    edge, ties = histogram_cut(bits, keep, ranks)
     kept = bits > edge
-    kept[positions(bits == edge)[:ties]] = True
+    tied = positions(bits == edge)
+    if ranks.world > 1:
+        assert flat_N is not None
+        keys = share.keys(flat_N[tied], held)
+        last = torch.cat(ranks.collect(keys)).sort().values[ties - 1] if ties else -1
+        kept[tied[keys <= last]] = True
+    else:
+        kept[tied[:ties]] = True
     return positions(kept)

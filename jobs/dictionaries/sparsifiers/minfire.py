@@ -14,6 +14,7 @@ from torch import Tensor
 from jobs.codes import Pattern
 from jobs.dictionaries.contract import Frozen, Moment, Scores
 from jobs.dictionaries.sparsifiers.batch_topk import largest_pairs
+from jobs.dictionaries.sparsifiers.cut import keep_largest
 from jobs.dictionaries.sparsifiers.plain import one_threshold, positive_part
 
 FORCED_SHARE = 0.7
@@ -40,14 +41,14 @@ class MinFire:
 
     def choose(self, scores: Scores, when: Moment) -> Pattern:
         """Return the guaranteed pairs and, up to the budget, the largest others."""
-        budget, latents = scores.rows * self.k, scores.latents
+        budget, latents = scores.share.rows(scores.rows) * self.k, scores.latents
         period = self.period
         if period is None:
-            period = math.ceil(latents / (FORCED_SHARE * budget))
+            period = math.ceil(_everything(scores) / (FORCED_SHARE * budget))
         flat = largest_pairs(scores, self.k)
         if period > 0 and when.share < 1 - FREE_SHARE:
             forced = _strongest(scores, torch.arange(when.step % period, latents, period))
-            flat = _with(scores, flat, forced[:budget], budget)
+            flat = _with(scores, flat, forced, budget)
         row = flat // latents
         return Pattern(row, flat - row * latents, scores.rows, latents)
 
@@ -60,8 +61,16 @@ class MinFire:
         return one_threshold(bias_L)
 
 
+def _everything(scores: Scores) -> int:
+    """Return the latents of all ranks."""
+    return scores.latents if scores.share.latents is None else scores.share.latents[1]
+
+
 def _strongest(scores: Scores, turn_A: Tensor) -> Tensor:
-    """Return the flat position of the largest positive score of each latent that has its turn, ascending."""
+    """Return the flat position of the largest positive score of each latent that has its turn, ascending.
+
+    Of all ranks only the one that holds it names it; among equal ones the first row's.
+    """
     best_A, at_A = None, None
     for start, block_rL in scores.blocks():
         turn_A = turn_A.to(block_rL.device)
@@ -75,19 +84,26 @@ def _strongest(scores: Scores, turn_A: Tensor) -> Tensor:
     assert best_A is not None
     assert at_A is not None
     flat = at_A * scores.latents + turn_A
-    return flat[best_A > 0].sort().values
+    mine_A = best_A > 0
+    if scores.share.latents is None:
+        ranks = scores.share.ranks
+        mine_A &= best_A == ranks.largest(best_A)
+        keys = scores.share.keys(flat, scores.latents)
+        last = torch.iinfo(torch.int64).max
+        mine_A &= keys == -ranks.largest(torch.where(mine_A, -keys, -last))
+    return flat[mine_A].sort().values
 
 
 def _with(scores: Scores, largest: Tensor, forced: Tensor, budget: int) -> Tensor:
     """Return the forced pairs and the largest of the others, ``budget`` in all, ascending."""
     others = largest[~torch.isin(largest, forced)]
-    spare = len(others) + len(forced) - budget
-    if spare > 0:
+    share = scores.share
+    taken = int(share.ranks.sum(torch.tensor([len(forced)], device=forced.device)))
+    if budget > taken:
         value = _values_at(scores, others)
-        weakest = torch.sort(value, stable=True).indices[:spare]
-        kept = torch.ones(len(others), dtype=torch.bool, device=others.device)
-        kept[weakest] = False
-        others = others[kept]
+        others = others[keep_largest(value, budget - taken, others, scores.latents, share)]
+    else:
+        others = others[:0]
     return torch.cat([others, forced]).sort().values
 
 

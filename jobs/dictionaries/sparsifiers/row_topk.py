@@ -56,8 +56,27 @@ def row_topk(scores: Scores, k: int) -> Pattern:
     pairs = torch.cat(flat)
     row = pairs // scores.latents
     chosen = _first_k(row, torch.cat(kept), k, scores.rows)
+    if scores.share.latents is not None:
+        best = torch.cat(kept)[chosen].float()
+        chosen = chosen[_among_ranks(row[chosen], best, k, scores)]
     row, pairs = row[chosen], pairs[chosen]
     return Pattern(row, pairs - row * scores.latents, scores.rows, scores.latents)
+
+
+def _among_ranks(row: Tensor, score: Tensor, k: int, scores: Scores) -> Tensor:
+    """Return the positions of a rank's candidates, ordered by row, that are among the k best of all ranks' candidates."""
+    ranks = scores.share.ranks
+    counts = torch.bincount(row, minlength=scores.rows)
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    table_RK = score.new_zeros(scores.rows, k)
+    table_RK[row, place] = score
+    every = torch.cat(
+        ranks.collect(table_RK.t().contiguous())
+    ).t()  # [R, world·k], ranks in order of latents
+    order = torch.sort(every, dim=1, descending=True, stable=True).indices[:, :k]
+    mine = torch.zeros_like(every, dtype=torch.bool).scatter_(1, order, value=True)
+    mine_RK = mine[:, ranks.rank * k : (ranks.rank + 1) * k]
+    return mine_RK[row, place].nonzero().squeeze(1)
 
 
 def _row_floors(bits_rL: Tensor, k: int, lowest: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.dictionaries.encoders.linear import LinearScores
+from jobs.dictionaries.ranks import WHOLE
 from jobs.dictionaries.sparsifiers import batch_topk as batch_module
 from jobs.dictionaries.sparsifiers.batch_topk import batch_topk
 from jobs.dictionaries.sparsifiers.cut import float_bits, histogram_cut, keep_largest
@@ -17,6 +18,8 @@ from jobs.dictionaries.sparsifiers.row_topk import row_topk
 
 class BlockScores:
     """Scores given outright, in blocks of so many rows."""
+
+    share = WHOLE
 
     def __init__(self, scores_RL, block_rows):
         self.rows, self.latents = scores_RL.shape

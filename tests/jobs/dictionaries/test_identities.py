@@ -9,6 +9,7 @@ from jobs.batches import Widths
 from jobs.dictionaries.array_feed import ArrayFeed
 from jobs.dictionaries.config import TrainConfig
 from jobs.dictionaries.contract import VARIANTS, Moment
+from jobs.dictionaries.ranks import WHOLE
 from jobs.dictionaries.sparsifiers.minfire import MinFire
 from jobs.dictionaries.train import train
 from store.errors import InvalidInputError
@@ -110,6 +111,8 @@ def test_a_skip_that_is_zero_is_none():
 
 class Given:
     """A matrix as scores, in blocks of a few rows."""
+
+    share = WHOLE
 
     def __init__(self, matrix, step):
         self.matrix, self.step = matrix, step

@@ -97,7 +97,9 @@ def test_shapes_of_a_forward(name):
 def test_the_loss_falls_and_the_history_tells_so(name, run_of):
     _, run = run_of(name)
     first, last = run.history[0], run.history[-1]
-    share = 0.5 if exact(name) else 1.0  # a penalty that grows meanwhile costs some of what is learned
+    share = (
+        0.5 if exact(name) else 1.0
+    )  # a penalty that grows meanwhile costs some of what is learned
     assert last["fvu"] < share * first["fvu"]
     assert last["step"] == 400
     assert last["rows"] == 400 * 256

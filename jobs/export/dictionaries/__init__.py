@@ -1,0 +1,1 @@
+"""Other libraries' dictionary files, one format a file."""
