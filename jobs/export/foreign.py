@@ -108,9 +108,9 @@ def read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
 
     try:
         found: dict[str, Tensor] = load(path.read_bytes())
-        return found
     except (OSError, SafetensorError) as error:
         raise refused(path.parent, what, f"{path.name} could not be read ({error})") from error
+    return found
 
 
 def only_known(
