@@ -71,7 +71,8 @@ def _run(words: list[str], interrupts: Interrupts, *, as_json: bool) -> int:
         return 0
     with Progress(quiet=as_json, check=interrupts.check) as progress:
         answer = run(config, Context(progress=progress, interrupts=interrupts))
-    print(json.dumps(answer.value, ensure_ascii=False, default=str) if as_json else answer.text)
+    if answer.text:
+        print(json.dumps(answer.value, ensure_ascii=False, default=str) if as_json else answer.text)
     return answer.code
 
 

@@ -6,6 +6,7 @@ same next batch and a store that was killed and completed trains the same dictio
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -177,6 +178,10 @@ class StoreFeed:
         """
         for (batch,) in read_once([self], start):
             yield batch
+
+    def for_rank(self, rank: int, world: int) -> StoreFeed:
+        """Return the feed of one of several ranks: every ``world``-th row of each batch, from the ``rank``-th on."""
+        return self if world == 1 else dataclasses.replace(self, rank=rank, world=world)
 
     def batch_of(self, ids: Array, rows: Mapping[str, Tensor]) -> Batch:
         """Return a batch made of columns that were read."""

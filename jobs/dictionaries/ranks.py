@@ -164,3 +164,30 @@ def shared(value: Tensor, ranks: Ranks) -> Tensor:
         return value
     out: Tensor = _SumBackward.apply(value, ranks)  # type: ignore[no-untyped-call]
     return out
+
+
+def whole_rows(mine_RD: Tensor, ranks: Ranks) -> Tensor:
+    """Return the rows of a batch in its order, given every ``world``-th of them."""
+    return torch.stack(ranks.collect(mine_RD), dim=1).flatten(0, 1)
+
+
+def told_by_first(text: str, ranks: Ranks) -> str:
+    """Return the first rank's text on every rank; all of them wait for it."""
+    if ranks.world == 1:
+        return text
+    data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+    return bytes(ranks.collect(data)[0].tolist()).decode()
+
+
+def ranks_of_environment(device: str = "cpu") -> Ranks:
+    """Return the processes that ``torchrun`` or Ray Train started this one with; one alone where none did.
+
+    Joins ``torch.distributed``'s default group where it has not been joined: gloo, or nccl on GPUs.
+    """
+    if not dist.is_available():
+        return ALONE
+    if not dist.is_initialized():
+        if not dist.is_torchelastic_launched():
+            return ALONE
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return Processes() if dist.get_world_size() > 1 else ALONE

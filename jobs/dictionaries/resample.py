@@ -13,6 +13,7 @@ from torch import Tensor
 from jobs.dictionaries import schedule
 from jobs.dictionaries.config import TrainConfig
 from jobs.dictionaries.contract import Forward, derive_seed
+from jobs.dictionaries.ranks import whole_rows
 from jobs.dictionaries.sparsifiers.gate import Gate
 from jobs.dictionaries.sparsifiers.jump import Jump
 
@@ -44,10 +45,12 @@ def resample(
     Source: Bricken et al., "Towards Monosemanticity" (2023), appendix; there the decoder row is the row, not its error.
     """
     dead_A = (age_L >= schedule.dead_window(cfg)).nonzero().squeeze(1)
-    dead_A = dead_A[: len(forward.x)]
     if len(dead_A) == 0:
         return 0
-    error_RE = forward.y - forward.x_hat.detach()
+    ranks = dictionary.share.ranks
+    error_RE = whole_rows(forward.y - forward.x_hat.detach(), ranks)
+    x_RD = whole_rows(forward.x, ranks)
+    dead_A = dead_A[: len(x_RD)]
     loss_R = error_RE.square().sum(dim=1).double().cpu()
     if float(loss_R.square().sum()) == 0:
         return 0
@@ -59,7 +62,7 @@ def resample(
     live_L[dead_A] = False
     target_AE = torch.nn.functional.normalize(error_RE[rows_A], dim=1)
     dictionary.w_dec_LD[dead_A] = target_AE * _mean_norm(dictionary.w_dec_LD[live_L])
-    read_AD = target_AE if dictionary.centred else forward.x[rows_A]
+    read_AD = target_AE if dictionary.centred else x_RD[rows_A]
     fresh_AD = torch.nn.functional.normalize(read_AD, dim=1)
     scale = ENCODER_SHARE * _mean_norm(dictionary.w_enc_LD[live_L])
     dictionary.w_enc_LD[dead_A] = fresh_AD * scale

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from jobs.codebook import Codebook
-from jobs.codes import CodeOps
 from jobs.dictionaries.calibration import Calibration
 from jobs.dictionaries.config import OpsChooser, TrainConfig
+from jobs.dictionaries.ranks import ALONE, Ranks, told_by_first
 from jobs.dictionaries.train import Run, Trained, train_together
 from jobs.errors import JobError, RefusedError
 from jobs.feed import StoreFeed, read_once, usual_rows
@@ -82,6 +82,7 @@ def train_all(
     should_stop: Callable[[], bool] | None = None,
     chooser: OpsChooser | None = None,
     device: str = "cpu",
+    ranks: Ranks = ALONE,
 ) -> list[tuple[Codebook, Result]]:
     """Train dictionaries on one reading of a store's ordinary rows, or take up the runs that are there.
 
@@ -96,6 +97,8 @@ def train_all(
     chooser
         Says which operations to train with when a run begins; file ``ops.json`` keeps its word for every
         resume. None: the plain ones.
+    ranks
+        Processes that train together, each on its rows of every batch; the first writes the results.
 
     Returns
     -------
@@ -113,66 +116,108 @@ def train_all(
     seed = recipes[0].config.seed if order_seed is None else order_seed
     window = window_rows or _shared_window(store, recipes)
     feeds = [_feed(store, recipe, seed, usual_rows(split), window) for recipe in recipes]
-    results = [
-        _result(store, recipe, feed, out, split, window_rows)
-        for recipe, feed in zip(recipes, feeds, strict=True)
-    ]
-    open_ones = [at for at, result in enumerate(results) if not result.done]
-    if open_ones:
-        with ExitStack() as stack:
-            for at in open_ones:
-                stack.enter_context(results[at])
+    with ExitStack() as stack:
+        results: list[Result] = []
+        if ranks.rank == 0:
+            results = [
+                _result(store, recipe, feed, out, split, window_rows)
+                for recipe, feed in zip(recipes, feeds, strict=True)
+            ]
+            for result in results:
+                if not result.done:
+                    stack.enter_context(result)
+        seats = _seats(recipes, feeds, results, chooser, ranks)
+        if not all(seat.done for seat in seats):
             _train(
-                [recipes[at] for at in open_ones],
-                [feeds[at] for at in open_ones],
-                [results[at] for at in open_ones],
-                log=None if log is None else lambda at, entry: log(open_ones[at], entry),
+                recipes,
+                feeds,
+                results,
+                seats,
+                log=log,
                 should_stop=should_stop,
                 chooser=chooser,
                 device=device,
+                ranks=ranks,
             )
-    return [(load(result.path), result) for result in results]
+    told_by_first("written", ranks)
+    return [(load(seat.path), Result.open(seat.path)) for seat in seats]
+
+
+@dataclass(frozen=True)
+class _Seat:
+    """Where a run writes and what it began with, as the first rank tells the others."""
+
+    path: str
+    done: bool
+    window_rows: int
+    ops: dict[str, Any] | None
+
+
+def _seats(
+    recipes: Sequence[Recipe],
+    feeds: Sequence[StoreFeed],
+    results: Sequence[Result],
+    chooser: OpsChooser | None,
+    ranks: Ranks,
+) -> list[_Seat]:
+    """Return the seat of every recipe; the first rank has the results, the others listen."""
+    mine = [
+        _Seat(
+            str(result.path),
+            result.done,
+            feed.window_rows or 0 if result.done else _settled_window(result, feed),
+            None if result.done else _settled_ops(result, feed, recipe.config, chooser),
+        )
+        for recipe, feed, result in zip(recipes, feeds, results, strict=False)
+    ]
+    text = told_by_first(json.dumps([dataclasses.asdict(seat) for seat in mine]), ranks)
+    return [_Seat(**fields) for fields in json.loads(text)]
 
 
 def _train(
     recipes: Sequence[Recipe],
     feeds: Sequence[StoreFeed],
     results: Sequence[Result],
+    seats: Sequence[_Seat],
     *,
     log: Callable[[int, dict[str, Any]], None] | None,
     should_stop: Callable[[], bool] | None,
     chooser: OpsChooser | None,
     device: str,
+    ranks: Ranks,
 ) -> None:
     """Train what is not finished yet and write it down."""
     calibrated: dict[str, Calibration] = {}
-    runs = []
-    for at, (recipe, feed, result) in enumerate(zip(recipes, feeds, results, strict=True)):
-        feed.window_rows = _settled_window(result, feed)
+    runs: dict[int, Run] = {}
+    for at, (recipe, feed, seat) in enumerate(zip(recipes, feeds, seats, strict=True)):
+        if seat.done:
+            continue
+        feed.window_rows = seat.window_rows
 
-        def note(entry: dict[str, Any], at: int = at, result: Result = result) -> None:
-            result.log(entry)
+        def note(entry: dict[str, Any], at: int = at) -> None:
+            results[at].log(entry)
             if log is not None:
                 log(at, entry)
 
-        config = recipe.config
-        runs.append(
-            Run(
-                feed,
-                config,
-                out=result.path,
-                log=note,
-                ops=_settled_ops(result, feed, config, chooser),
-                device=device,
-                log_every=max(1, config.steps // CURVE_POINTS),
-                calibrated=calibrated,
-            )
+        runs[at] = Run(
+            feed,
+            recipe.config,
+            out=Path(seat.path),
+            log=note,
+            ops=None if seat.ops is None or chooser is None else chooser.build(seat.ops),
+            device=device,
+            log_every=max(1, recipe.config.steps // CURVE_POINTS),
+            calibrated=calibrated,
+            ranks=ranks,
         )
-    start = min((run.step for run in runs if not run.done), default=0)
-    trained = train_together(runs, read_once(feeds, start), start=start, should_stop=should_stop)
-    for recipe, result, one in zip(recipes, results, trained, strict=True):
-        if one.state["finished"]:
-            _write(recipe, result, one)
+    several = list(runs.values())
+    start = min((run.step for run in several if not run.done), default=0)
+    mine = [feeds[at].for_rank(ranks.rank, ranks.world) for at in runs]
+    batches = read_once(mine, start)
+    trained = train_together(several, batches, start=start, should_stop=should_stop)
+    for at, one in zip(runs, trained, strict=True):
+        if one.state["finished"] and ranks.rank == 0:
+            _write(recipes[at], results[at], one)
     if not all(one.state["finished"] for one in trained):
         raise KeyboardInterrupt
 
@@ -277,8 +322,8 @@ def _settled_window(result: Result, feed: StoreFeed) -> int:
 
 def _settled_ops(
     result: Result, feed: StoreFeed, config: TrainConfig, chooser: OpsChooser | None
-) -> CodeOps | None:
-    """Return the operations of the run's first start: others would give other low bits.
+) -> dict[str, Any] | None:
+    """Return the operations chosen at the run's first start: others would give other low bits.
 
     A run that has checkpoints but no choice began with the plain ones.
     """
@@ -290,14 +335,14 @@ def _settled_ops(
             rows=config.batch_rows, width=feed.widths.width, latents=variant.latents, k=variant.k
         )
         result.write_file(OPS_FILE, json.dumps(choice, indent=1, sort_keys=True).encode())
-    choice = json.loads(result.read_file(OPS_FILE))
+    kept: dict[str, Any] = json.loads(result.read_file(OPS_FILE))
     if chooser is None:
         raise JobError(
-            f"training was to go on in {result.path}, which began with the operations {choice.get('forms')} of a "
+            f"training was to go on in {result.path}, which began with the operations {kept.get('forms')} of a "
             "chooser; none was given. Nothing was changed. Give one (`actlake train` does), or another folder.",
             kind="no-chooser",
         )
-    return chooser.build(choice)
+    return kept
 
 
 def operations_of(result: Result) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jobs.batches import Batch, Widths
 from jobs.codebook import Codebook
 from jobs.codes import CodeOps
@@ -23,8 +25,9 @@ from jobs.dictionaries.calibration import (
 )
 from jobs.dictionaries.checkpoint import Checkpoints
 from jobs.dictionaries.config import TrainConfig
-from jobs.dictionaries.contract import Feed
+from jobs.dictionaries.contract import Feed, require
 from jobs.dictionaries.learner import Learner, StepReport, resolve_precision
+from jobs.dictionaries.ranks import ALONE, Ranks
 from jobs.errors import DivergedError, JobError
 from store.errors import InvalidInputError
 
@@ -64,6 +67,9 @@ class Run:
         A faster form of the sparse products; part of no recipe.
     calibrated
         What was measured of these feeds' rows before, by ``calibration_key``; gets what is measured now.
+    ranks
+        Processes that train this dictionary together, each on its rows of every batch. The first writes checkpoints,
+        all read them; any number of ranks goes on where any other stopped.
 
     Raises
     ------
@@ -86,21 +92,27 @@ class Run:
         log_every: int = 50,
         checkpoint_every: int = 500,
         calibrated: dict[str, Calibration] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.feed, self.cfg = feed, cfg
+        self.feed, self.cfg, self.ranks = feed, cfg, ranks
         self._log, self._log_every, self._checkpoint_every = log, log_every, checkpoint_every
         recipe = {"train": cfg.to_json(), "feed": feed.state(), "width": feed.widths.width}
         self._saves = Checkpoints(out, recipe)
         self.history: list[dict[str, Any]] = []
         kept = self._saves.latest() if resume else None
         if kept is None:
-            self._saves.clear()
+            if ranks.rank == 0:
+                self._saves.clear()
             precision = resolve_precision(cfg.precision, device)
             calibration = self._calibrate({} if calibrated is None else calibrated)
-            self.learner = Learner(cfg, calibration, precision=precision, device=device, ops=ops)
+            self.learner = Learner(
+                cfg, calibration, precision=precision, device=device, ops=ops, ranks=ranks
+            )
         else:
             tensors, state = kept
-            self.learner = Learner.restore(cfg, tensors, state["learner"], device=device, ops=ops)
+            self.learner = Learner.restore(
+                cfg, tensors, state["learner"], device=device, ops=ops, ranks=ranks
+            )
             self.history = list(state["history"])
         self._meter = _Meter(self.learner, self.history)
 
@@ -138,7 +150,7 @@ class Run:
 
     def _note(self) -> None:
         self.history.append(self._meter.entry(self.learner, self._last))
-        if self._log is not None:
+        if self._log is not None and self.ranks.rank == 0:
             self._log(self.history[-1])
 
     def stop(self) -> None:
@@ -150,8 +162,21 @@ class Run:
 
     def save(self) -> None:
         """Keep a checkpoint."""
-        state = {"learner": self.learner.scalars(), "history": self.history}
-        self._saves.save(self.step, self.learner.tensors(), state)
+        if self.ranks.rank == 0:
+            state = {"learner": self.learner.scalars(), "history": self.history}
+            self._saves.save(self.step, self.learner.tensors(), state)
+
+
+def shared_out(batch: Batch, ranks: Ranks) -> Batch:
+    """Return the rows of a batch that a rank trains on: every ``world``-th from ``rank`` on."""
+    if ranks.world == 1:
+        return batch
+    rows = len(batch.row_ids)
+    require(
+        "batch_rows", rows, f"a multiple of {ranks.world}, the ranks", holds=rows % ranks.world == 0
+    )
+    mine = slice(ranks.rank, None, ranks.world)
+    return Batch(*(part if part is None else part[mine] for part in batch))  # type: ignore[arg-type]
 
 
 def calibration_key(feed: Feed, cfg: TrainConfig) -> str:
@@ -182,7 +207,7 @@ def train(
         As ``Run`` and ``Run.take`` do.
     """
     run = Run(feed, cfg, **options)
-    batches = ((batch,) for batch in feed.batches(run.step))
+    batches = ((shared_out(batch, run.ranks),) for batch in feed.batches(run.step))
     return train_together([run], batches, start=run.step, should_stop=should_stop)[0]
 
 
@@ -220,11 +245,17 @@ def train_together(
             if run.step == number and not run.done:
                 _take(run, batch, runs)
         number += 1
-        stopped = should_stop is not None and should_stop() and not all(run.done for run in runs)
+        asked = should_stop is not None and should_stop()
+        stopped = _any(runs[0].ranks, said=asked) and not all(run.done for run in runs)
     if stopped:
         for run in runs:
             run.stop()
     return [_freeze(run) for run in runs]
+
+
+def _any(ranks: Ranks, *, said: bool) -> bool:
+    """Return whether any rank said so: one that is told to stop stops all."""
+    return bool(int(ranks.largest(torch.tensor([int(said)]))))
 
 
 def _take(run: Run, batch: Batch, runs: Sequence[Run]) -> None:
@@ -321,9 +352,11 @@ def _diverged(
     saves: Checkpoints, learner: Learner, report: StepReport, batch: Batch
 ) -> DivergedError:
     """Name the rows that are not finite, or all rows of the batch where every row is."""
-    bad_R = ~is_finite(batch)
-    named = (batch.row_ids[bad_R.cpu()] if bool(bad_R.any()) else batch.row_ids).tolist()
-    kind = "rows that are not finite" if bool(bad_R.any()) else "finite rows"
+    ranks = learner.ranks
+    bad_ids = torch.cat(ranks.collect(batch.row_ids[~is_finite(batch).cpu()]))
+    every = torch.cat(ranks.collect(batch.row_ids))
+    named = (bad_ids if len(bad_ids) else every).sort().values.tolist()
+    kind = "rows that are not finite" if len(bad_ids) else "finite rows"
     what = (
         f"step {learner.step} gave loss {report.loss:g} and gradient norm {report.gradient_norm:g}"
     )

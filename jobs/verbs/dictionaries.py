@@ -14,6 +14,7 @@ from jobs.verbs.recipes import recipes_of
 
 def train(config: settings.Train, context: Context) -> Answer:
     """Train every dictionary of the grid on one reading of the rows."""
+    from jobs.dictionaries.ranks import ranks_of_environment
     from jobs.dictionaries.run import operations_of, train_all
     from jobs.kernels.codes.choose import RecordedOps, unmeasured
     from store import open as open_store
@@ -29,6 +30,7 @@ def train(config: settings.Train, context: Context) -> Answer:
         note = f"FVU {entry['fvu']:.3f}, L0 {entry['l0']:.0f}, {entry['dead']} dead"
         context.progress(phase, sum(seen), total, note)
 
+    ranks = ranks_of_environment(config.device)
     with context.interrupts.deferred():
         done = train_all(
             store,
@@ -41,7 +43,10 @@ def train(config: settings.Train, context: Context) -> Answer:
             should_stop=context.interrupts.asked,
             chooser=RecordedOps(),
             device=config.device,
+            ranks=ranks,
         )
+    if ranks.rank > 0:
+        return Answer(None, "")  # the first one tells
     answers = [
         {
             "result": str(result.path),

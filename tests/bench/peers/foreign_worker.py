@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-
 os.environ["SPARSIFY_DISABLE_TRITON"] = (
     "1"  # its kernels want a GPU; its plain decoder computes the same
 )
