@@ -20,6 +20,7 @@ from jobs.batches import Batch, Widths
 from jobs.codes import positions
 from jobs.dictionaries.config import TrainConfig
 from jobs.dictionaries.contract import Feed
+from jobs.dictionaries.ranks import ALONE, Ranks
 
 MEDIAN_ITERATIONS = 100
 MEDIAN_TOLERANCE = 1e-5
@@ -210,15 +211,18 @@ class Scorer(Protocol):
         ...
 
 
-def calibrate_threshold(scorer: Scorer, feed: Feed, *, k: int, rows: int, guess: float) -> float:
+def calibrate_threshold(
+    scorer: Scorer, feed: Feed, *, k: int, rows: int, guess: float, ranks: Ranks = ALONE
+) -> float:
     """Return θ, in the scores' units, that k scores of a row exceed on average over the feed's first ``rows`` rows.
 
     Scores are counted by the upper half of their bit patterns and the cut is interpolated
     within its bin, which is 1/128 of θ wide. Only those above ``guess``/2 are counted, unless they are
-    too few. Where even the positive ones are fewer than k a row, θ is 0.
+    too few. Where even the positive ones are fewer than k a row, θ is 0. With ``ranks`` each scores its own latents.
     """
     for floor in (max(0.0, guess / 2) if math.isfinite(guess) else 0.0, 0.0):
         counts, seen = _histogram(scorer, floor, first_batches(feed, rows))
+        counts = ranks.sum(counts)
         at_least = counts.flip(0).cumsum(0).flip(0)
         edge = int((at_least >= seen * k).sum()) - 1
         if edge >= 0:

@@ -30,12 +30,14 @@ KEPT = 2
 
 
 class Checkpoints:
-    """The checkpoints of one recipe in ``out/checkpoints``; without a folder nothing is ever kept."""
+    """The checkpoints of one recipe in ``out/checkpoints``, or another folder there; without a folder nothing is ever kept."""
 
-    def __init__(self, out: Path | None, recipe: Mapping[str, Any]) -> None:
+    def __init__(
+        self, out: Path | None, recipe: Mapping[str, Any], name: str = "checkpoints"
+    ) -> None:
         self.out = out
         self.recipe = json.loads(json.dumps(recipe))
-        self._folder = None if out is None else out / "checkpoints"
+        self._folder = None if out is None else out / name
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Keep a checkpoint of ``step``; returns once it is durable."""

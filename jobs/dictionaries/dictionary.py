@@ -22,8 +22,11 @@ from jobs.dictionaries.encoders.linear import (
     sectioned_pre_activations,
 )
 from jobs.dictionaries.penalty import Penalty
-from jobs.dictionaries.ranks import ALONE, WHOLE, Ranks, Share, shared, summed
+from jobs.dictionaries.ranks import WHOLE, Ranks, Share, shared, summed
 from jobs.dictionaries.scores import Raw
+from jobs.dictionaries.sparsifiers.batch_topk import BatchTopK
+from jobs.dictionaries.sparsifiers.row_topk import RowTopK
+from store.errors import InvalidInputError
 
 RAW = Raw()
 
@@ -137,9 +140,37 @@ class Dictionary(nn.Module):
         """Return what is taken from rows; where latents are shared out, each rank's part adds to its gradient."""
         return shared(self.b_dec_D, self._latent_ranks)
 
+    def keep_latents(self, ranks: Ranks) -> None:
+        """Keep this rank's run of the latents and leave the others to the other ranks.
+
+        Raises
+        ------
+        InvalidInputError
+            ``cannot-share-latents``: the dictionary's losses or sections need all latents in one place.
+        """
+        each = self.latents // ranks.world
+        parts = (len(self.prefixes) > 1, len(self.sections) > 1, self.penalty is not None)
+        if (
+            any(parts)
+            or not isinstance(self.sparsifier, RowTopK | BatchTopK)
+            or self.latents % ranks.world
+        ):
+            raise InvalidInputError(
+                f"a dictionary of {self.latents} latents with {type(self.sparsifier).__name__} was to be shared out by "
+                f"latents over {ranks.world} processes; that takes TopK or BatchTopK, one prefix, no penalty, and as many "
+                "latents for each. Nothing was started. Train it by rows, or another variant.",
+                kind="cannot-share-latents",
+            )
+        mine = slice(ranks.rank * each, (ranks.rank + 1) * each)
+        for name in ("w_enc_LD", "w_dec_LD", "b_enc_L"):
+            setattr(self, name, nn.Parameter(getattr(self, name).detach()[mine].clone()))
+        self.share = Share(ranks, (mine.start, self.latents))
+        self.latents, self.prefixes = each, (each,)
+        self.sections = _sections(self.widths, each, causal=False)
+
     @property
     def _latent_ranks(self) -> Ranks:
-        return self.share.ranks if self.share.latents is not None else ALONE
+        return self.share.latent_ranks
 
     def linear_scores(self, x_RD: Tensor, weight_L: Tensor | None = None) -> LinearScores:
         """Return the pre-activations of rows, each latent's times ``weight_L``, block by block, without gradient."""

@@ -26,7 +26,7 @@ from jobs.dictionaries.config import TrainConfig
 from jobs.dictionaries.contract import Forward, Moment
 from jobs.dictionaries.dictionary import Dictionary
 from jobs.dictionaries.encoders.linear import LinearScores
-from jobs.dictionaries.fold import fold
+from jobs.dictionaries.fold import fold, thresholds
 from jobs.dictionaries.optimizer import UnitAdam
 from jobs.dictionaries.ranks import ALONE, Ranks, Share
 from jobs.dictionaries.resample import resample
@@ -58,15 +58,20 @@ class Learner:
         device: str = "cpu",
         ops: CodeOps | None = None,
         ranks: Ranks = ALONE,
+        by: str = "rows",
     ) -> None:
         self.cfg, self.calibration, self.precision = cfg, calibration, precision
         self.ranks = ranks
         self.dictionary: Dictionary = cfg.build_variant().build(calibration.widths, seed=cfg.seed)
+        if by == "latents" and ranks.world > 1:
+            self.dictionary.keep_latents(ranks)
+        else:
+            self.dictionary.share = Share(ranks)
+        self.share = self.dictionary.share
         self.dictionary.to(device)
         self.dictionary.compute_dtype = getattr(torch, precision)
         sparse = ops or self.dictionary.ops
         self.dictionary.ops = CodeOpsByShare(sparse, self.dictionary.compute_dtype)
-        self.dictionary.share = Share(ranks)
         self._scale_D = calibration.scale_in.to(device)
         self._scale_E = calibration.scale_out.to(device)
         with torch.no_grad():
@@ -78,6 +83,7 @@ class Learner:
             clip_norm=cfg.clip_norm,
             second_decay=schedule.second_decay(cfg),
             kind=cfg.optimizer,
+            shared_out=self.share.latent_ranks,
         )
         self.average = None if cfg.average is None else Average(named, cfg.average)
         self.age_L = torch.zeros(self.dictionary.latents, dtype=torch.int64, device=device)
@@ -119,13 +125,14 @@ class Learner:
         return report
 
     def _mean(self, value: Tensor) -> Tensor:
-        """Return the mean over ranks, which hold equally many rows."""
-        return self.ranks.sum(value) / self.ranks.world
+        """Return the mean over ranks that hold equally many rows each."""
+        ranks = self.share.row_ranks
+        return ranks.sum(value) / ranks.world
 
     @torch.no_grad()
     def _average_gradients(self) -> None:
         """Give every rank the gradient of the whole batch."""
-        if self.ranks.world == 1:
+        if self.share.row_ranks.world == 1:
             return
         for parameter in self.dictionary.parameters():
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -133,11 +140,11 @@ class Learner:
 
     @torch.no_grad()
     def _note(self, forward: Forward, report: StepReport) -> None:
-        rows, active = len(forward.x) * self.ranks.world, forward.value > 0
+        rows, active = self.share.rows(len(forward.x)), forward.value > 0
         fired_L = torch.zeros_like(self.age_L)
         fired_L[forward.pattern.latent[active]] = 1
         self.age_L += rows
-        self.age_L[self.ranks.largest(fired_L) > 0] = 0
+        self.age_L[self.share.row_ranks.largest(fired_L) > 0] = 0
         value_N = forward.value[active]
         own = value_N.min() if len(value_N) else value_N.new_tensor(math.inf)
         lowest = float(-self.ranks.largest(-own))
@@ -159,12 +166,14 @@ class Learner:
     def _report(self, forward: Forward, loss: float, lr: float, norm: float) -> StepReport:
         error = (forward.y - forward.x_hat).square().sum(dim=1).mean().double()
         active = (forward.value > 0).sum().double() / len(forward.x)
+        active = self.share.latent_ranks.sum(active)
+        dead = torch.tensor([len(forward.dead)], device=active.device)
         error_and_l0 = self._mean(torch.stack([error, active])).tolist()
         return StepReport(
             loss=loss,
             fvu=error_and_l0[0] / forward.variance,
             l0=error_and_l0[1],
-            dead=len(forward.dead),
+            dead=int(self.share.latent_ranks.sum(dead)),
             lr=lr,
             gradient_norm=norm,
             finite=math.isfinite(loss) and math.isfinite(norm),
@@ -190,11 +199,13 @@ class Learner:
 
     def codebook(self, threshold: float, **meta: Any) -> Codebook:
         """Return the frozen form; ``threshold`` is in the units of ``blocks`` and unused where latents have their own."""
-        return fold(self.dictionary, self.calibration, threshold, meta)
+        own = self.dictionary
+        return fold(own, self.calibration, threshold, meta, ranks=self.share.latent_ranks)
 
     def raw_threshold(self, threshold: float) -> float:
         """Return a threshold in units of raw codes, averaged over latents where they differ in theirs."""
-        return float(fold(self.dictionary, self.calibration, threshold, {}).theta.mean())
+        theta_L, n_L = thresholds(self.dictionary, self.calibration, threshold)
+        return float((theta_L * n_L).mean())
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state by name, for checkpoints."""
@@ -225,11 +236,14 @@ class Learner:
         device: str = "cpu",
         ops: CodeOps | None = None,
         ranks: Ranks = ALONE,
+        by: str = "rows",
     ) -> Learner:
         """Undo ``tensors`` and ``scalars``."""
         calibration = Calibration.from_json(scalars["calibration"], tensors["median"])
         precision = scalars["precision"]
-        self = cls(cfg, calibration, precision=precision, device=device, ops=ops, ranks=ranks)
+        self = cls(
+            cfg, calibration, precision=precision, device=device, ops=ops, ranks=ranks, by=by
+        )
         with torch.no_grad():
             for name, parameter in self.dictionary.named_parameters():
                 parameter.copy_(tensors[f"weight.{name}"])

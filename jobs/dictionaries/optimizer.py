@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from jobs.dictionaries.adam_8bit import Adam8bit
 from jobs.dictionaries.contract import require
+from jobs.dictionaries.ranks import ALONE, Ranks
 
 FIRST_DECAY = 0.9
 EPS = 1e-8
+OF_LATENTS = ("w_enc_LD", "w_dec_LD", "b_enc_L")
+"""Parameters with a row for each latent, which ranks may share out."""
 
 
 class UnitAdam:
@@ -37,6 +40,8 @@ class UnitAdam:
         Decay of the second moment.
     kind
         ``adam``, or ``adam_8bit``: see ``Adam8bit``.
+    shared_out
+        Processes that each hold some rows of the weights of latents; the rest is the same on all.
     """
 
     def __init__(
@@ -47,11 +52,12 @@ class UnitAdam:
         clip_norm: float,
         second_decay: float,
         kind: str = "adam",
+        shared_out: Ranks = ALONE,
     ) -> None:
         require("optimizer", kind, "adam or adam_8bit", holds=kind in {"adam", "adam_8bit"})
         self._named = dict(named)
         self._unit_LD = named[unit] if unit is not None else None
-        self._clip_norm = clip_norm
+        self._clip_norm, self._ranks = clip_norm, shared_out
         betas = (FIRST_DECAY, second_decay)
         parameters = list(named.values())
         self._adam: torch.optim.Optimizer
@@ -73,7 +79,7 @@ class UnitAdam:
         gradients = [p.grad for p in self._named.values() if p.grad is not None]
         if self._unit_LD is not None and self._unit_LD.grad is not None:
             project_(self._unit_LD.grad, self._unit_LD)
-        norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
+        norm = self._norm()
         if not math.isfinite(norm):
             self._adam.zero_grad(set_to_none=True)
             return norm
@@ -87,6 +93,15 @@ class UnitAdam:
             self._unit_LD.div_(self._unit_LD.norm(dim=1, keepdim=True))
         self.steps += 1
         return norm
+
+    def _norm(self) -> float:
+        """Return the norm of the whole gradient, over all ranks' latents."""
+        norms = {n: p.grad.norm() for n, p in self._named.items() if p.grad is not None}
+        if self._ranks.world == 1:
+            return float(torch.linalg.vector_norm(torch.stack(list(norms.values()))))
+        held = torch.stack([norm.square() for n, norm in norms.items() if n in OF_LATENTS]).sum()
+        same = [norm.square() for n, norm in norms.items() if n not in OF_LATENTS]
+        return float((self._ranks.sum(held) + torch.stack(same).sum()).sqrt())
 
     @torch.no_grad()
     def forget(self, name: str, rows_A: Tensor) -> None:

@@ -113,6 +113,16 @@ class Share:
     ranks: Ranks = ALONE
     latents: tuple[int, int] | None = None
 
+    @property
+    def latent_ranks(self) -> Ranks:
+        """The processes that share out the latents; alone where rows are shared out."""
+        return self.ranks if self.latents is not None else ALONE
+
+    @property
+    def row_ranks(self) -> Ranks:
+        """The processes that share out the rows; alone where latents are shared out."""
+        return self.ranks if self.latents is None else ALONE
+
     def rows(self, held: int) -> int:
         """Return the rows of the whole batch."""
         return held if self.latents is not None else held * self.ranks.world

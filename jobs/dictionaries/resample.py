@@ -45,19 +45,24 @@ def resample(
     Source: Bricken et al., "Towards Monosemanticity" (2023), appendix; there the decoder row is the row, not its error.
     """
     dead_A = (age_L >= schedule.dead_window(cfg)).nonzero().squeeze(1)
-    if len(dead_A) == 0:
+    others = dictionary.share.latent_ranks.collect(torch.tensor([len(dead_A)]))
+    counts = [int(count) for count in others]
+    if sum(counts) == 0:
         return 0
-    ranks = dictionary.share.ranks
+    ranks = dictionary.share.row_ranks
     error_RE = whole_rows(forward.y - forward.x_hat.detach(), ranks)
     x_RD = whole_rows(forward.x, ranks)
-    dead_A = dead_A[: len(x_RD)]
     loss_R = error_RE.square().sum(dim=1).double().cpu()
     if float(loss_R.square().sum()) == 0:
         return 0
     seed = derive_seed(cfg.seed, "dictionary/resample", forward.when.step)
     generator = torch.Generator().manual_seed(seed)
     weight_R = loss_R.square().clamp(min=1e-12 * float(loss_R.max()) ** 2)
-    rows_A = torch.multinomial(weight_R, len(dead_A), generator=generator).to(age_L.device)
+    wanted = min(sum(counts), len(x_RD))
+    drawn = torch.multinomial(weight_R, wanted, generator=generator).to(age_L.device)
+    first = sum(counts[: dictionary.share.latent_ranks.rank])
+    rows_A = drawn[first : first + len(dead_A)]  # latents of other ranks get other rows
+    dead_A = dead_A[: len(rows_A)]
     live_L = torch.ones_like(age_L, dtype=torch.bool)
     live_L[dead_A] = False
     target_AE = torch.nn.functional.normalize(error_RE[rows_A], dim=1)

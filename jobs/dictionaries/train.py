@@ -70,6 +70,9 @@ class Run:
     ranks
         Processes that train this dictionary together, each on its rows of every batch. The first writes checkpoints,
         all read them; any number of ranks goes on where any other stopped.
+    by
+        What the ranks share out: ``rows`` of every batch, or ``latents``, for dictionaries wider than one device holds.
+        Latents are shared out by the number of ranks a run began with, each of which keeps checkpoints of its own.
 
     Raises
     ------
@@ -93,25 +96,29 @@ class Run:
         checkpoint_every: int = 500,
         calibrated: dict[str, Calibration] | None = None,
         ranks: Ranks = ALONE,
+        by: str = "rows",
     ) -> None:
-        self.feed, self.cfg, self.ranks = feed, cfg, ranks
+        require("by", by, "rows or latents", holds=by in {"rows", "latents"})
+        self.feed, self.cfg, self.ranks, self.by = feed, cfg, ranks, by
         self._log, self._log_every, self._checkpoint_every = log, log_every, checkpoint_every
         recipe = {"train": cfg.to_json(), "feed": feed.state(), "width": feed.widths.width}
-        self._saves = Checkpoints(out, recipe)
+        self._own = by == "latents" and ranks.world > 1
+        seat = f"checkpoints-{ranks.rank}-of-{ranks.world}" if self._own else "checkpoints"
+        self._saves = Checkpoints(out, recipe, seat)
         self.history: list[dict[str, Any]] = []
         kept = self._saves.latest() if resume else None
         if kept is None:
-            if ranks.rank == 0:
+            if ranks.rank == 0 or self._own:
                 self._saves.clear()
             precision = resolve_precision(cfg.precision, device)
             calibration = self._calibrate({} if calibrated is None else calibrated)
             self.learner = Learner(
-                cfg, calibration, precision=precision, device=device, ops=ops, ranks=ranks
+                cfg, calibration, precision=precision, device=device, ops=ops, ranks=ranks, by=by
             )
         else:
             tensors, state = kept
             self.learner = Learner.restore(
-                cfg, tensors, state["learner"], device=device, ops=ops, ranks=ranks
+                cfg, tensors, state["learner"], device=device, ops=ops, ranks=ranks, by=by
             )
             self.history = list(state["history"])
         self._meter = _Meter(self.learner, self.history)
@@ -162,7 +169,7 @@ class Run:
 
     def save(self) -> None:
         """Keep a checkpoint."""
-        if self.ranks.rank == 0:
+        if self.ranks.rank == 0 or self._own:
             state = {"learner": self.learner.scalars(), "history": self.history}
             self._saves.save(self.step, self.learner.tensors(), state)
 
@@ -207,7 +214,9 @@ def train(
         As ``Run`` and ``Run.take`` do.
     """
     run = Run(feed, cfg, **options)
-    batches = ((shared_out(batch, run.ranks),) for batch in feed.batches(run.step))
+    batches = (
+        (shared_out(batch, run.learner.share.row_ranks),) for batch in feed.batches(run.step)
+    )
     return train_together([run], batches, start=run.step, should_stop=should_stop)[0]
 
 
@@ -278,7 +287,14 @@ def _freeze(run: Run) -> Trained:
     with nullcontext() if learner.average is None else learner.average.in_place():
         threshold = 0.0
         if learner.needs_threshold:
-            threshold = calibrate_threshold(learner, feed, k=k, rows=rows, guess=learner.threshold)
+            threshold = calibrate_threshold(
+                learner,
+                feed,
+                k=k,
+                rows=rows,
+                guess=learner.threshold,
+                ranks=learner.share.latent_ranks,
+            )
         codebook = learner.codebook(
             threshold,
             recipe={"train": cfg.to_json(), "feed": feed.state()},
@@ -352,7 +368,7 @@ def _diverged(
     saves: Checkpoints, learner: Learner, report: StepReport, batch: Batch
 ) -> DivergedError:
     """Name the rows that are not finite, or all rows of the batch where every row is."""
-    ranks = learner.ranks
+    ranks = learner.share.row_ranks
     bad_ids = torch.cat(ranks.collect(batch.row_ids[~is_finite(batch).cpu()]))
     every = torch.cat(ranks.collect(batch.row_ids))
     named = (bad_ids if len(bad_ids) else every).sort().values.tolist()

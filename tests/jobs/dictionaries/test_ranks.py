@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from jobs.batches import Batch
+from jobs.codebook import Codebook
 from jobs.dictionaries.array_feed import ArrayFeed
 from jobs.dictionaries.calibration import calibrate
 from jobs.dictionaries.config import TrainConfig
@@ -216,6 +218,88 @@ def test_batches_that_cannot_be_shared_out_are_refused():
 
 def test_the_first_tells_the_others():
     assert on_ranks(3, lambda r: told_by_first(f"é{r.rank}", r)) == ["é0"] * 3
+
+
+def close(found, expected):
+    """The same dictionary but for the order of sums."""
+    assert found.history[0]["loss"] == pytest.approx(expected.history[0]["loss"], rel=1e-5)
+    assert found.history[-1]["fvu"] == pytest.approx(expected.history[-1]["fvu"], rel=0.02)
+    assert found.history[-1]["dead"] == pytest.approx(expected.history[-1]["dead"], abs=3)
+    one, other = found.codebook, expected.codebook
+    assert one.latents == other.latents
+    cosine = torch.nn.functional.cosine_similarity(one.W_dec_LD, other.W_dec_LD)
+    assert float(cosine.quantile(0.1)) > 0.99
+    assert torch.allclose(one.theta.mean(), other.theta.mean(), rtol=0.02)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("kind", ["topk", "batch_topk", "skip_transcoder"])
+def test_latents_shared_out_learn_what_they_learn_together(kind, world, planted, tmp_path):
+    """AuxK and resampling at work; stopped once and gone on with by as many processes."""
+    feed, cfg = rows_for(kind, planted), config(kind, resample_every=7, dead_rows=100)
+    expected = train(feed, cfg, log_every=1)
+    assert max(entry["dead"] for entry in expected.history) > 0
+
+    def part(ranks, stop):
+        return train(
+            feed,
+            cfg,
+            out=tmp_path,
+            ranks=ranks,
+            by="latents",
+            log_every=1,
+            should_stop=lambda: stop,
+        )
+
+    first = on_ranks(world, lambda ranks: part(ranks, stop=True))
+    assert {run.state["step"] for run in first} == {1}
+    assert {len(run.learner.dictionary.b_enc_L) for run in first} == {48 // world}
+    for run in on_ranks(world, lambda ranks: part(ranks, stop=False)):
+        close(run, expected)
+
+
+def test_latents_of_what_needs_them_together_are_not_shared_out(planted):
+    for kind in ("matryoshka", "relu", "minfire"):
+        feed, cfg = rows_for(kind, planted), config(kind)
+        with pytest.raises(InvalidInputError, match=r"cannot-share-latents.*Train it by rows"):
+            on_ranks(2, lambda r, f=feed, c=cfg: train(f, c, ranks=r, by="latents"))
+
+
+SHARED = """
+import sys, torch, torch.distributed as dist
+from jobs.dictionaries.array_feed import ArrayFeed
+from jobs.dictionaries.config import TrainConfig
+from jobs.dictionaries.ranks import ranks_of_environment
+from jobs.dictionaries.train import train
+torch.set_num_threads(1)
+ranks = ranks_of_environment()
+cfg = TrainConfig.from_json(torch.load(sys.argv[1])["cfg"])
+feed = ArrayFeed(torch.load(sys.argv[1])["x"], cfg.batch_rows)
+run = train(feed, cfg, ranks=ranks, by="latents", log_every=1)
+if ranks.rank == 0:
+    run.codebook.save(sys.argv[2])
+    torch.save(run.history, sys.argv[2] + "/history.pt")
+"""
+
+
+@pytest.mark.timeout(200)
+def test_two_gloo_processes_share_out_latents(planted, tmp_path):
+    feed, cfg = rows_for("batch_topk", planted), config("batch_topk")
+    torch.save({"x": feed.x, "cfg": cfg.to_json()}, tmp_path / "asked.pt")
+    (tmp_path / "shared.py").write_text(SHARED)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+    ]
+    words = [str(tmp_path / "shared.py"), str(tmp_path / "asked.pt"), str(tmp_path / "out")]
+    subprocess.run([*torchrun, *words], check=True)
+    history = torch.load(tmp_path / "out" / "history.pt")
+    found = SimpleNamespace(codebook=Codebook.load(tmp_path / "out"), history=history)
+    close(found, train(ArrayFeed(feed.x, 128), cfg, log_every=1))
 
 
 @pytest.mark.slow
