@@ -366,6 +366,33 @@ def blocks(
                 )
 
 
+def side_by_side(
+    store: Store, columns: Sequence[str], targets: Sequence[str] = (), **options: Any
+) -> Iterator[tuple[Block, Tensor | None]]:
+    """Yield ``blocks`` of several columns' rows side by side, ``float32[R, D]``, and of targets, ``float32[R, E]``.
+
+    Raises
+    ------
+    JobError
+        ``rows-differ``: the columns do not hold the same rows.
+    """
+    names = [*columns, *targets]
+    for several in zip(*(blocks(store, name, **options) for name in names), strict=True):
+        ids = several[0].row_ids
+        if any(not np.array_equal(one.row_ids, ids) for one in several):
+            raise JobError(
+                f"{', '.join(names)} were to be read side by side, but they do not hold the same rows. Nothing was written. "
+                "Complete the group that has fewer, or name columns of one group.",
+                kind="rows-differ",
+            )
+        read = torch.cat([one.x for one in several[: len(columns)]], dim=1)
+        rebuilt = [one.x for one in several[len(columns) :]]
+        yield (
+            dataclasses.replace(several[0], x=read),
+            torch.cat(rebuilt, dim=1) if rebuilt else None,
+        )
+
+
 def survivors(view: View, part: int, where: Sequence[Condition]) -> Array:
     """Return which rows of a part meet a filter, ``bool[rows]``; none where a filter's column has no part."""
     keep = np.ones(view.commit("tokens", part).rows, bool)

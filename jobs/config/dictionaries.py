@@ -71,8 +71,10 @@ class Eval(Placed):
     """Folder of a trained dictionary."""
     on: str
     """The store."""
-    site: str | None = None
-    """Column; default: the one it was trained on."""
+    site: Names | None = None
+    """Columns; default: those it was trained on."""
+    target: Names | None = None
+    """Columns a transcoder rebuilds; default: those it was trained on."""
     split: str = "test"
     """Split to evaluate on; all takes every document."""
     out: str | None = None

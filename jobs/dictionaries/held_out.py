@@ -15,7 +15,8 @@ from ingest.contract import Runtime
 from jobs.codebook import Codebook
 from jobs.dictionaries.evaluate import EvalPartial, EvalResult, finalize, massive_norm_of
 from jobs.dictionaries.run import pin_of
-from jobs.feed import blocks, usual_rows
+from jobs.errors import JobError
+from jobs.feed import side_by_side, usual_rows
 from jobs.results import Result
 from jobs.run import map_merge
 from jobs.runtimes.in_process import InProcess
@@ -27,10 +28,11 @@ from store.tokens import FLAG_SPECIAL
 
 def evaluate_on(
     store: Store,
-    site: str,
+    site: str | Sequence[str],
     book: Codebook,
     out: str | Path,
     *,
+    targets: Sequence[str] = (),
     split: str | None = "test",
     runtime: Runtime | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -39,6 +41,8 @@ def evaluate_on(
 
     Parameters
     ----------
+    site, targets
+        Columns it reads, side by side, and rebuilds; no targets: those it reads.
     runtime
         Where parts are worked on; None: here. The figures are the same bits anywhere.
     progress
@@ -50,19 +54,25 @@ def evaluate_on(
     """
     ordinary = usual_rows(split)
     where = [condition for condition in ordinary if condition[0] == "split"]
-    group = store.view.resolve(site)[0].name
-    described = {"site": site, "split": split, "dictionary": book.sha}
-    result = Result.create(out, "eval", described, store=store.id, pin=pin_of(store, site))
+    columns = (site,) if isinstance(site, str) else tuple(site)
+    check_widths(store, columns, targets, book)
+    described: dict[str, Any] = {"site": columns[0] if len(columns) == 1 else list(columns)}
+    described |= {"split": split, "dictionary": book.sha}
+    if targets:
+        described["targets"] = list(targets)
+    pin = pin_of(store, *columns, *targets)
+    result = Result.create(out, "eval", described, store=store.id, pin=pin)
     if not result.done:
         with result:
-            massive = massive_norm_of(book, first_rows(store, site, ordinary))
-            make = partial(EvaluationWorker, store.url, site, where, book, massive)
-            parts = list(store.view.parts(group))
+            massive = massive_norm_of(book, first_rows(store, columns, ordinary))
+            make = partial(EvaluationWorker, store.url, columns, targets, where, book, massive)
+            groups = [store.view.resolve(name)[0].name for name in (*columns, *targets)]
+            parts = sorted(set.intersection(*(set(store.view.parts(group)) for group in groups)))
             merged = map_merge(runtime or InProcess(), make, parts, progress=progress)
             found = finalize(merged)
-            more = against_truth(store, site, book)
-            for name, columns in evaluation_tables(found, more).items():
-                result.write_table(name, columns)
+            more = against_truth(store, columns[0], book) if len(columns) == 1 else {}
+            for name, table in evaluation_tables(found, more).items():
+                result.write_table(name, table)
     return result
 
 
@@ -70,20 +80,27 @@ class EvaluationWorker:
     """Turns one part of a store into a share of an evaluation."""
 
     def __init__(
-        self, url: str, site: str, where: Sequence[Condition], book: Codebook, massive: float
+        self,
+        url: str,
+        columns: Sequence[str],
+        targets: Sequence[str],
+        where: Sequence[Condition],
+        book: Codebook,
+        massive: float,
     ) -> None:
         self._store = open_store(url)
-        self._site, self._where, self._book, self._massive = site, where, book, massive
+        self._columns, self._targets = columns, targets
+        self._where, self._book, self._massive = where, book, massive
 
     def run(self, part: int) -> EvalPartial | None:
         """Return the part's share, or None where no row of it counts."""
         share: EvalPartial | None = None
-        for block in blocks(
-            self._store, self._site, where=self._where, extra=["pos", "flags"], parts=[part]
-        ):
-            share = share or EvalPartial.empty(self._book.latents, block.x.shape[1])
+        options = {"where": self._where, "extra": ["pos", "flags"], "parts": [part]}
+        for block, target in side_by_side(self._store, self._columns, self._targets, **options):
+            y = block.x if target is None else target
+            share = share or EvalPartial.empty(self._book.latents, y.shape[1])
             special = (block.tokens["flags"] & FLAG_SPECIAL) > 0
-            rows = (block.x, block.tokens["pos"], special)
+            rows = (block.x, block.tokens["pos"], special, y)
             share.update(self._book, rows, massive_norm=self._massive)
         return share
 
@@ -91,10 +108,29 @@ class EvaluationWorker:
         """Hold nothing open."""
 
 
-def first_rows(store: Store, site: str, where: Sequence[Condition]) -> Tensor:
-    """Return the first block of a site's rows that count, ``float32[R, D]``; R is 0 where none does."""
-    width = int(np.prod(store.column(site).shape))
-    return next((block.x for block in blocks(store, site, where=where)), torch.zeros(0, width))
+def check_widths(
+    store: Store, columns: Sequence[str], targets: Sequence[str], book: Codebook
+) -> None:
+    """Raise ``width-mismatch`` where a dictionary is not of these columns."""
+    for what, names, expected in (
+        ("reads", columns, book.width),
+        ("rebuilds", targets or columns, book.out_width),
+    ):
+        width = sum(int(np.prod(store.column(name).shape)) for name in names)
+        if width != expected:
+            raise JobError(
+                f"the dictionary {what} rows of width {expected} (site {book.meta.get('site', 'not stated')}); "
+                f"{', '.join(names)} of {store.url} hold width {width}. Nothing was written. Name the columns it was "
+                "trained on with --site, and a transcoder's with --target.",
+                kind="width-mismatch",
+            )
+
+
+def first_rows(store: Store, columns: Sequence[str], where: Sequence[Condition]) -> Tensor:
+    """Return the first block of rows that count, ``float32[R, D]``; R is 0 where none does."""
+    width = sum(int(np.prod(store.column(name).shape)) for name in columns)
+    found = (block.x for block, _ in side_by_side(store, columns, where=where))
+    return next(found, torch.zeros(0, width))
 
 
 def figures(evaluation: Result) -> dict[str, float]:

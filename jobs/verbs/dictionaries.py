@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,10 @@ def evaluate(config: settings.Eval, context: Context) -> Answer:
     with runtime_for(config) as runtime:
         result = evaluate_on(
             store,
-            _site_of(book.meta, config.site),
+            _columns_of(store, book.meta, "site", config.site),
             book,
             config.out or _results_home(Path(config.dictionary)),
+            targets=_columns_of(store, book.meta, "targets", config.target),
             split=split,
             runtime=runtime,
             progress=lambda done, parts: context.progress("evaluate", done, parts, unit="parts"),
@@ -95,8 +96,28 @@ def evaluate(config: settings.Eval, context: Context) -> Answer:
     return Answer({"result": str(result.path), **found}, text)
 
 
+def _columns_of(
+    store: Any, meta: Mapping[str, Any], key: str, names: Sequence[str] | None
+) -> list[str]:
+    """Return the columns named, or those a dictionary says it was trained on."""
+    from jobs.columns import columns_of
+
+    if names is not None:
+        return columns_of(store, names)
+    held = meta.get(key, [])
+    if key == "site" and not held:
+        _site_of(meta, None)
+    return [held] if isinstance(held, str) else list(held)
+
+
 def _site_of(meta: Mapping[str, Any], site: str | None) -> str:
     found = site or meta.get("site")
+    if isinstance(found, list):
+        raise UsageError(
+            f"the dictionary reads {len(found)} columns side by side, {', '.join(found)}; encode writes codes of one column. "
+            "Nothing was started. `actlake eval` reads all of them.",
+            kind="column-kind",
+        )
     if found is None:
         raise UsageError(
             "the dictionary does not say which site it is of. Nothing was started. Say --site GROUP:SITE."

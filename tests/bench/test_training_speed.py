@@ -70,7 +70,7 @@ def test_dense_steps_encode_sparsely_and_do_the_rest_densely(script):
             return getattr(self.form, product)
 
     ((_, learner, _),) = script.learners(cfg, feed, ["dense"])
-    ops = learner.dictionary.ops
+    ops = learner.dictionary.ops.sparse
     ops._dense, ops._sparse = Counted("dense", "dense"), Counted("sparse", "sampled_rows")
     learner.learn(next(feed.batches(0)))
     assert calls.count(("sparse", "dots")) == 1

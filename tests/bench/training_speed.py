@@ -65,7 +65,7 @@ class DenseStep:
 def dense_learner(learner: Learner) -> Learner:
     """Let a learner know its ops while it encodes."""
     dictionary = learner.dictionary
-    ops, activate = dictionary.ops, dictionary.activate
+    ops, activate = dictionary.ops.sparse, dictionary.activate
 
     def activated(*arguments: Any, **options: Any) -> Any:
         ops.encoding = True

@@ -9,6 +9,7 @@ import pytest
 
 import store
 from jobs.dictionaries.config import TrainConfig
+from jobs.dictionaries.held_out import evaluate_on, figures
 from jobs.dictionaries.run import Recipe, load, train_all
 from jobs.errors import DivergedError, JobError
 from jobs.feed import StoreFeed, read_once
@@ -156,3 +157,25 @@ def test_one_that_diverges_leaves_the_others_a_checkpoint(held, tmp_path):
     assert len(kept) >= 1
     again = train_all(held, [RECIPES[0]], tmp_path, **OPTIONS)
     assert load(again[0][1].path).meta["finished"]
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 5, 6])
+def test_what_reads_and_rebuilds_several_columns_is_evaluated_on_them(held, together, tmp_path, at):
+    """FVU of the target's rows about their mean, by the definition."""
+    made, (book, _) = RECIPES[at], together[at]
+    result = evaluate_on(held, made.columns, book, tmp_path, targets=made.targets, split="train")
+    x = np.concatenate([held.read(name) for name in made.columns], axis=1)
+    y = np.concatenate([held.read(name) for name in made.targets or made.columns], axis=1)
+    hat = book.reconstruct(x).double().numpy()
+    fvu = np.square(y - hat).sum() / np.square(y - y.mean(axis=0, dtype=np.float64)).sum()
+    assert figures(result)["fvu"] == pytest.approx(fvu, rel=1e-5)
+    assert figures(result)["rows"] == ROWS
+
+
+def test_a_dictionary_of_other_columns_is_refused(held, together, tmp_path):
+    book, _ = together[5]
+    with pytest.raises(JobError, match=r"width-mismatch.*reads rows of width 48"):
+        evaluate_on(held, "a", book, tmp_path)
+    with pytest.raises(JobError, match=r"width-mismatch.*rebuilds rows of width 16"):
+        evaluate_on(held, "a", together[3][0], tmp_path, targets=("a", "b"))
+    assert not list(tmp_path.iterdir())
