@@ -36,7 +36,8 @@ PUBLIC: dict[str, list[str]] = {
     "jobs.config": [
         "BenchAttention", "BenchCodes", "Compact", "Demo", "Doctor", "Drop", "Encode", "Eval",
         "ExportDictionary", "ExportDictionaryLearning", "ExportSaeLens", "ExportSparsify", "ExportZarr", "Gc",
-        "ImportDictionary", "ImportDictionaryLearning", "ImportSaeLens", "ImportSparsify", "Ingest", "Inspect", "Latents", "Names", "Numbers", "Placed", "Plan", "Positional", "Purge",
+        "ImportDictionary", "ImportDictionaryLearning", "ImportSaeLens", "ImportSparsify",
+        "Ingest", "Inspect", "Latents", "Names", "Numbers", "Placed", "Plan", "Positional", "Purge",
         "Query", "ReportOn", "Retire", "Rows", "Shares",
         "Stats", "Status", "Tables", "Tombstone",
         "Train", "Verb", "Verify", "Words", "to_yaml",
