@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ingest.contract import Runtime
+from jobs.blocks import side_by_side
 from jobs.codebook import Codebook
 from jobs.dictionaries.evaluate import EvalPartial, EvalResult, finalize, massive_norm_of
 from jobs.dictionaries.run import pin_of
 from jobs.errors import JobError
-from jobs.feed import side_by_side, usual_rows
+from jobs.feed import usual_rows
 from jobs.results import Result
 from jobs.run import map_merge
 from jobs.runtimes.in_process import InProcess

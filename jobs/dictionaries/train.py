@@ -20,18 +20,17 @@ from jobs.dictionaries.calibration import (
     Calibration,
     calibrate,
     calibrate_threshold,
-    is_finite,
     non_finite_rows,
 )
 from jobs.dictionaries.checkpoint import Checkpoints
 from jobs.dictionaries.config import TrainConfig
 from jobs.dictionaries.contract import Feed, require
+from jobs.dictionaries.faults import bad_rows, check_widths, diverged, feed_ended
 from jobs.dictionaries.learner import Learner, StepReport, resolve_precision
 from jobs.dictionaries.ranks import ALONE, Ranks
-from jobs.errors import DivergedError, JobError
+from jobs.errors import DivergedError
 from store.errors import InvalidInputError
 
-NAMED_ROWS = 16
 STOPPED_BATCHES = 8  # rows for the threshold of a run that has to end soon
 
 
@@ -130,7 +129,7 @@ class Run:
         found = calibrated[key]
         if not math.isfinite(sum((*found.scales_in, *found.scales_out))):
             bad = non_finite_rows(self.feed, self.cfg)
-            raise _bad_rows(self._saves, bad, "the input scale could not be measured")
+            raise bad_rows(self._saves, bad, "the input scale could not be measured")
         return found
 
     @property
@@ -145,10 +144,10 @@ class Run:
 
     def take(self, batch: Batch) -> None:
         """Take the next step; raises ``DivergedError``, ``InvalidInputError`` (``width-mismatch``)."""
-        _check_widths(batch, self.feed, self.step)
+        check_widths(batch, self.feed, self.step)
         report = self.learner.learn(batch)
         if not report.finite:
-            raise _diverged(self._saves, self.learner, report, batch)
+            raise diverged(self._saves, self.learner, report, batch)
         self._last = report
         if self.done or self.step % self._log_every == 0:
             self._note()
@@ -249,7 +248,7 @@ def train_together(
     while not stopped and not all(run.done for run in runs):
         several = next(reading, None)
         if several is None:
-            raise _feed_ended(min(runs, key=lambda run: run.step / run.cfg.steps).learner)
+            raise feed_ended(min(runs, key=lambda run: run.step / run.cfg.steps).learner)
         for run, batch in zip(runs, several, strict=True):
             if run.step == number and not run.done:
                 _take(run, batch, runs)
@@ -351,56 +350,3 @@ class _Meter:
             "rows_per_second": (learner.rows - self._rows) / seconds,
             "seconds_left": pace * (learner.cfg.steps - learner.step),
         }
-
-
-def _check_widths(batch: Batch, feed: Feed, step: int) -> None:
-    widths = feed.widths
-    for rows, width in ((batch.x, widths.width), (batch.target, widths.out_width)):
-        if rows.dim() != 2 or rows.shape[1] != width:
-            raise InvalidInputError(
-                f"batch {step} has shape {tuple(rows.shape)}, the feed holds width {width}. Training"
-                " stopped; the last checkpoint stands. Give the feed of one site.",
-                kind="width-mismatch",
-            )
-
-
-def _diverged(
-    saves: Checkpoints, learner: Learner, report: StepReport, batch: Batch
-) -> DivergedError:
-    """Name the rows that are not finite, or all rows of the batch where every row is."""
-    ranks = learner.share.row_ranks
-    bad_ids = torch.cat(ranks.collect(batch.row_ids[~is_finite(batch).cpu()]))
-    every = torch.cat(ranks.collect(batch.row_ids))
-    named = (bad_ids if len(bad_ids) else every).sort().values.tolist()
-    kind = "rows that are not finite" if len(bad_ids) else "finite rows"
-    what = (
-        f"step {learner.step} gave loss {report.loss:g} and gradient norm {report.gradient_norm:g}"
-    )
-    return _bad_rows(saves, named, what, step=learner.step, kind=kind)
-
-
-def _bad_rows(
-    saves: Checkpoints,
-    row_ids: list[int],
-    what: str,
-    *,
-    step: int = 0,
-    kind: str = "rows that are not finite",
-) -> DivergedError:
-    path = saves.report_rows(step, row_ids, kind)
-    more = ", …" if len(row_ids) > NAMED_ROWS else ""
-    shown = ", ".join(map(str, row_ids[:NAMED_ROWS])) + more
-    return DivergedError(
-        f"{what} on {len(row_ids)} {kind}: {shown} ({path or 'no folder to list them in'}). The last"
-        " checkpoint stands. Leave those rows out, or lower the learning rate.",
-        step=step,
-        row_ids=row_ids[:NAMED_ROWS],
-    )
-
-
-def _feed_ended(learner: Learner) -> JobError:
-    return JobError(
-        f"training wants {learner.cfg.steps} batches, the feed ended after {learner.step}. The last"
-        " checkpoint stands. Give a feed that goes on with the next epoch.",
-        kind="feed-ended",
-    )

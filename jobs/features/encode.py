@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 from ingest.contract import Runtime
+from jobs.blocks import blocks
 from jobs.codebook import Codebook
 from jobs.errors import JobError
-from jobs.feed import blocks, dense_column
+from jobs.feed import dense_column
 from jobs.runtimes.in_process import InProcess
 from store import Codes, Store
 from store import open as open_store

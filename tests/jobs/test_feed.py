@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import store
+from jobs.blocks import blocks, survivors
 from jobs.errors import JobError
-from jobs.feed import StoreFeed, blocks, rows_identity, survivors, tensor_of, usual_rows
+from jobs.feed import StoreFeed, rows_identity, tensor_of, usual_rows
 from store.errors import InvalidInputError
 from store.tokens import FLAG_SPECIAL
 

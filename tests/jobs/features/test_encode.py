@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.blocks import blocks
 from jobs.codebook import Codebook
 from jobs.errors import JobError
 from jobs.features import encode
-from jobs.feed import blocks
 from store.errors import ConflictError, InvalidInputError
 
 module = importlib.import_module("jobs.features.encode")  # the name is also a function's
