@@ -77,6 +77,10 @@ class Eval(Placed):
     """Columns a transcoder rebuilds; default: those it was trained on."""
     split: str = "test"
     """Split to evaluate on; all takes every document."""
+    suite: Words = ("core",)
+    """core; truth: planted features found and fired with; stability: latents matched with those of --against."""
+    against: tuple[str, ...] = ()
+    """Folders of other dictionaries of the same columns, as other seeds give."""
     out: str | None = None
     """Folder that gets results/; default: where the dictionary's result is."""
 

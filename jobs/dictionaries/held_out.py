@@ -15,7 +15,14 @@ from ingest.contract import Runtime
 from jobs.blocks import side_by_side
 from jobs.codebook import Codebook
 from jobs.dictionaries.evaluate import EvalPartial, EvalResult, finalize, massive_norm_of
+from jobs.dictionaries.matching import mean_matched
 from jobs.dictionaries.run import pin_of
+from jobs.dictionaries.suites.truth import (
+    directions,
+    known_features,
+    true_features,
+    truth_figures,
+)
 from jobs.errors import JobError
 from jobs.feed import usual_rows
 from jobs.results import Result
@@ -26,6 +33,8 @@ from store import open as open_store
 from store.conditions import Condition
 from store.tokens import FLAG_SPECIAL
 
+SUITES = ("core", "truth", "stability")
+
 
 def evaluate_on(
     store: Store,
@@ -35,6 +44,8 @@ def evaluate_on(
     *,
     targets: Sequence[str] = (),
     split: str | None = "test",
+    suites: Sequence[str] = ("core",),
+    against: Sequence[Codebook] = (),
     runtime: Runtime | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
@@ -44,6 +55,10 @@ def evaluate_on(
     ----------
     site, targets
         Columns it reads, side by side, and rebuilds; no targets: those it reads.
+    suites
+        ``core``; ``truth``: see ``suites.truth``; ``stability``: mean |cos| of the one-to-one matching with ``against``.
+    against
+        Other dictionaries of the same columns, as other seeds give.
     runtime
         Where parts are worked on; None: here. The figures are the same bits anywhere.
     progress
@@ -59,6 +74,11 @@ def evaluate_on(
     check_widths(store, columns, targets, book)
     described: dict[str, Any] = {"site": columns[0] if len(columns) == 1 else list(columns)}
     described |= {"split": split, "dictionary": book.sha}
+    check_suites(suites, against)
+    if "truth" in suites:
+        known_features(store, columns, book)
+    if beyond := sorted(set(suites) - {"core"}):
+        described |= {"suites": beyond, "against": [other.sha for other in against]}
     if targets:
         described["targets"] = list(targets)
     pin = pin_of(store, *columns, *targets)
@@ -72,6 +92,10 @@ def evaluate_on(
             merged = map_merge(runtime or InProcess(), make, parts, progress=progress)
             found = finalize(merged)
             more = against_truth(store, columns[0], book) if len(columns) == 1 else {}
+            if "truth" in suites:
+                more |= truth_figures(store, columns, book, ordinary, runtime=runtime)
+            if "stability" in suites:
+                more |= stability(book, against)
             for name, table in evaluation_tables(found, more).items():
                 result.write_table(name, table)
     return result
@@ -109,6 +133,41 @@ class EvaluationWorker:
         """Hold nothing open."""
 
 
+def check_suites(suites: Sequence[str], against: Sequence[Codebook]) -> None:
+    """Raise ``unknown-suite``, or ``nothing-to-compare`` where stability has no other dictionary."""
+    if unknown := sorted(set(suites) - set(SUITES)):
+        raise JobError(
+            f"there is no suite {', '.join(unknown)}; known: {', '.join(SUITES)}. Nothing was written.",
+            kind="unknown-suite",
+        )
+    if "stability" in suites and not against:
+        raise JobError(
+            "suite stability compares dictionaries of the same rows, and no other was named. Nothing was written. Name "
+            "them: --against runs/results/train-….",
+            kind="nothing-to-compare",
+        )
+
+
+def stability(book: Codebook, against: Sequence[Codebook]) -> dict[str, float]:
+    """Return the mean |cos| of the one-to-one matching of decoder rows with each other dictionary's, and their mean.
+
+    Raises
+    ------
+    JobError
+        ``width-mismatch``: one of them is of another width.
+    """
+    found = []
+    for other in against:
+        if other.out_width != book.out_width:
+            raise JobError(
+                f"dictionaries of widths {book.out_width} and {other.out_width} were to be compared. Nothing was written. "
+                "Name dictionaries of the same columns.",
+                kind="width-mismatch",
+            )
+        found.append(mean_matched(book.W_dec_LD.numpy(), other.W_dec_LD.numpy()))
+    return {"stability": float(np.mean(found)), "stability_lowest": min(found)}
+
+
 def check_widths(
     store: Store, columns: Sequence[str], targets: Sequence[str], book: Codebook
 ) -> None:
@@ -143,19 +202,13 @@ def figures(evaluation: Result) -> dict[str, float]:
 def against_truth(store: Store, site: str, book: Codebook) -> dict[str, float]:
     """Return how well a dictionary found a synthetic source's planted features; empty on other columns.
 
-    ``mean_max_cosine``: mean over true features of the largest cosine with a decoder row; ``recovered``: share
-    of true features whose largest cosine exceeds 0.9.
+    See ``suites.truth.directions``; what costs a pass over rows is suite ``truth``.
     """
-    group, _ = store.view.resolve(site)
-    if group.recipe.get("truth") is None:
+    features = true_features(store, site)
+    if features is None or features.shape[1] != book.out_width:
         return {}
-    from safetensors.numpy import load as load_arrays
-
-    features_ND = load_arrays(store.asset(str(group.recipe["truth"]))["truth.safetensors"])[
-        "features"
-    ]
-    best_N = (features_ND @ book.W_dec_LD.numpy().T).max(axis=1)
-    return {"mean_max_cosine": float(best_N.mean()), "recovered": float((best_N > 0.9).mean())}
+    found = directions(features, book)
+    return {name: found[name] for name in ("mean_max_cosine", "recovered")}
 
 
 def evaluation_tables(

@@ -84,6 +84,8 @@ def evaluate(config: settings.Eval, context: Context) -> Answer:
             config.out or _results_home(Path(config.dictionary)),
             targets=_columns_of(store, book.meta, "targets", config.target),
             split=split,
+            suites=config.suite,
+            against=[load(path) for path in config.against],
             runtime=runtime,
             progress=lambda done, parts: context.progress("evaluate", done, parts, unit="parts"),
         )
@@ -91,9 +93,15 @@ def evaluate(config: settings.Eval, context: Context) -> Answer:
     text = (
         f"FVU {found['fvu']:.4f}, L0 {found['l0_mean']:.1f}, {found['dead']:.0f} of {found['latents']:.0f} "
         f"latents dead, cosine {found['cosine']:.4f} on {found['rows']:,.0f} rows of split {config.split}\n"
-        f"{result.path}"
     )
+    told = [f"{name} {found[name]:.4f}" for name in TOLD if name in found]
+    text += f"{', '.join(told)}\n" if told else ""
+    text += str(result.path)
     return Answer({"result": str(result.path), **found}, text)
+
+
+TOLD = ("mcc", "f1", "uniqueness", "recovered", "stability")
+"""Figures of suites that are printed; all of them are in the result."""
 
 
 def _columns_of(

@@ -178,4 +178,6 @@ def test_a_dictionary_of_other_columns_is_refused(held, together, tmp_path):
         evaluate_on(held, "a", book, tmp_path)
     with pytest.raises(JobError, match=r"width-mismatch.*rebuilds rows of width 16"):
         evaluate_on(held, "a", together[3][0], tmp_path, targets=("a", "b"))
+    with pytest.raises(JobError, match=r"no-truth.*synthetic"):
+        evaluate_on(held, "a", together[0][0], tmp_path, suites=["truth"])
     assert not list(tmp_path.iterdir())

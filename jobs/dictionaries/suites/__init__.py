@@ -1,0 +1,1 @@
+"""What dictionaries are measured by beyond reconstruction, one suite a file."""
