@@ -78,7 +78,7 @@ def harvest_recipe(
     return {
         "schema": 1,
         "tokens": tokens,
-        "model": identity_of(loaded),
+        "model": loaded.identity,
         "sites": list(sites),
         "dtypes": dict(dtypes),
         "compute_dtype": loaded.compute_dtype,
@@ -93,12 +93,6 @@ def harvest_recipe(
 def scaling_of(loaded: LoadedModel) -> dict[str, Any]:
     """Return how a model that sees has its pixels scaled."""
     return {} if loaded.pictures is None else loaded.pictures.scaling()
-
-
-def identity_of(loaded: LoadedModel) -> dict[str, Any]:
-    """Return what a recipe keeps of a model: its family, and its commit or the hashes of its files."""
-    model = {"commit": loaded.revision} if loaded.revision else dict(loaded.files)
-    return {"family": loaded.adapter.family, **model}
 
 
 class Harvester:

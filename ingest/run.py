@@ -19,7 +19,7 @@ from ingest.estimate import column_bytes
 from ingest.failures import PARTS_FAILED, parts_failed
 from ingest.generating import Generating, write_steps
 from ingest.gradients import Gradient, stored_dtype
-from ingest.harvest import HarvestJob, MakeHarvester, harvest_recipe, identity_of
+from ingest.harvest import HarvestJob, MakeHarvester, harvest_recipe
 from ingest.models import LoadedModel, resolve_dtype
 from ingest.models.derived import Derived
 from ingest.models.facts import ModelFacts
@@ -144,7 +144,7 @@ def _recipe(
     writer = None
     if tokens.generation is not None:
         compute = {"compute_dtype": loaded.compute_dtype}
-        writer = {**tokens.generation.to_json(), **compute, "model": identity_of(loaded)}
+        writer = {**tokens.generation.to_json(), **compute, "model": loaded.identity}
     return tokens_recipe(tokens, inputs, wish.context, asset, writer)
 
 

@@ -167,7 +167,7 @@ def missing_columns_error(
     missing = [site for site in sites if not _holders(held, site)]
     made = next((group for group in held if "model" in group.recipe), None)
     words = ["actlake", "ingest", "--into", store.url, "--group", _free_name(store, made)]
-    words += ["--model", model or _made_by(store, made) or "MODEL"]
+    words += ["--model", model or made_by(store, made) or "MODEL"]
     words += ["--sites", ",".join(_compact(missing))]
     words += [] if made is None or not made.gradient else _gradient_words(made)
     if made is not None:
@@ -200,7 +200,8 @@ def _free_name(store: Store, made: Group | None) -> str:
     return next(name for name in names if name not in store.groups)
 
 
-def _made_by(store: Store, made: Group | None) -> str:
+def made_by(store: Store, made: Group | None) -> str:
+    """Return what the model that filled a group was called there, empty where it does not say."""
     return str(_provenance(store, made).get("model_name") or "")
 
 
@@ -208,7 +209,7 @@ def model_name(store: Store, groups: Sequence[str] | None = None) -> str:
     """Return what the model that filled some groups (default: all) was called, its last part where it was a path."""
     held = whole_groups(store, groups)
     made = next((group for group in held if "model" in group.recipe), None)
-    return _made_by(store, made).rstrip("/").rpartition("/")[2]
+    return made_by(store, made).rstrip("/").rpartition("/")[2]
 
 
 def _compact(sites: Sequence[str]) -> list[str]:

@@ -301,3 +301,9 @@ class LoadedModel:
     """Commit of the hub repository; None for a local folder."""
     pictures: Pictures | None = None
     """What makes pixels of image files; None for a model of text alone."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a recipe keeps of a model: its family, and its commit or the hashes of its files."""
+        made_of = {"commit": self.revision} if self.revision else dict(self.files)
+        return {"family": self.adapter.family, **made_of}

@@ -78,7 +78,17 @@ class Eval(Placed):
     split: str = "test"
     """Split to evaluate on; all takes every document."""
     suite: Words = ("core",)
-    """core; truth: planted features found and fired with; stability: latents matched with those of --against."""
+    """core; behaviour: the model's loss with the dictionary in it; probing: classes told by few latents; truth: planted
+    features found and fired with; stability: latents matched with those of --against."""
+    model: str | None = None
+    """behaviour: folder or hub id of the model; default: as the store names it."""
+    sequences: int = 256
+    """behaviour: sequences the model runs on."""
+    device: str = "cpu"
+    """behaviour: where the model runs."""
+    label: str | None = None
+    """probing: what is told apart: truth, or a column of the tokens (token_id, doc_id); default: truth where it is
+    known, else token_id."""
     against: tuple[str, ...] = ()
     """Folders of other dictionaries of the same columns, as other seeds give."""
     out: str | None = None

@@ -15,14 +15,9 @@ from ingest.contract import Runtime
 from jobs.blocks import side_by_side
 from jobs.codebook import Codebook
 from jobs.dictionaries.evaluate import EvalPartial, EvalResult, finalize, massive_norm_of
-from jobs.dictionaries.matching import mean_matched
 from jobs.dictionaries.run import pin_of
-from jobs.dictionaries.suites.truth import (
-    directions,
-    known_features,
-    true_features,
-    truth_figures,
-)
+from jobs.dictionaries.suite import Asked, Suite, suites_of
+from jobs.dictionaries.suites.truth import directions, true_features
 from jobs.errors import JobError
 from jobs.feed import usual_rows
 from jobs.results import Result
@@ -33,8 +28,6 @@ from store import open as open_store
 from store.conditions import Condition
 from store.tokens import FLAG_SPECIAL
 
-SUITES = ("core", "truth", "stability")
-
 
 def evaluate_on(
     store: Store,
@@ -44,8 +37,7 @@ def evaluate_on(
     *,
     targets: Sequence[str] = (),
     split: str | None = "test",
-    suites: Sequence[str] = ("core",),
-    against: Sequence[Codebook] = (),
+    suites: Sequence[str | Suite] = (),
     runtime: Runtime | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
@@ -56,9 +48,7 @@ def evaluate_on(
     site, targets
         Columns it reads, side by side, and rebuilds; no targets: those it reads.
     suites
-        ``core``; ``truth``: see ``suites.truth``; ``stability``: mean |cos| of the one-to-one matching with ``against``.
-    against
-        Other dictionaries of the same columns, as other seeds give.
+        What is measured beyond reconstruction and sparsity, by name or with settings; see the files of ``suites``.
     runtime
         Where parts are worked on; None: here. The figures are the same bits anywhere.
     progress
@@ -74,13 +64,22 @@ def evaluate_on(
     check_widths(store, columns, targets, book)
     described: dict[str, Any] = {"site": columns[0] if len(columns) == 1 else list(columns)}
     described |= {"split": split, "dictionary": book.sha}
-    check_suites(suites, against)
-    if "truth" in suites:
-        known_features(store, columns, book)
-    if beyond := sorted(set(suites) - {"core"}):
-        described |= {"suites": beyond, "against": [other.sha for other in against]}
+    runtime = runtime or InProcess()
+    asked = Asked(
+        store=store,
+        columns=columns,
+        targets=tuple(targets),
+        book=book,
+        split=split,
+        where=tuple(ordinary),
+        runtime=runtime,
+    )
+    beyond = suites_of(suites)
+    if beyond:
+        described["suites"] = [{"kind": one.kind, **one.described()} for one in beyond]
     if targets:
         described["targets"] = list(targets)
+    computed = [one.prepare(asked) for one in beyond]
     pin = pin_of(store, *columns, *targets)
     result = Result.create(out, "eval", described, store=store.id, pin=pin)
     if not result.done:
@@ -89,13 +88,11 @@ def evaluate_on(
             make = partial(EvaluationWorker, store.url, columns, targets, where, book, massive)
             groups = [store.view.resolve(name)[0].name for name in (*columns, *targets)]
             parts = sorted(set.intersection(*(set(store.view.parts(group)) for group in groups)))
-            merged = map_merge(runtime or InProcess(), make, parts, progress=progress)
+            merged = map_merge(runtime, make, parts, progress=progress)
             found = finalize(merged)
             more = against_truth(store, columns[0], book) if len(columns) == 1 else {}
-            if "truth" in suites:
-                more |= truth_figures(store, columns, book, ordinary, runtime=runtime)
-            if "stability" in suites:
-                more |= stability(book, against)
+            for figures_of in computed:
+                more |= figures_of()
             for name, table in evaluation_tables(found, more).items():
                 result.write_table(name, table)
     return result
@@ -131,41 +128,6 @@ class EvaluationWorker:
 
     def close(self) -> None:
         """Hold nothing open."""
-
-
-def check_suites(suites: Sequence[str], against: Sequence[Codebook]) -> None:
-    """Raise ``unknown-suite``, or ``nothing-to-compare`` where stability has no other dictionary."""
-    if unknown := sorted(set(suites) - set(SUITES)):
-        raise JobError(
-            f"there is no suite {', '.join(unknown)}; known: {', '.join(SUITES)}. Nothing was written.",
-            kind="unknown-suite",
-        )
-    if "stability" in suites and not against:
-        raise JobError(
-            "suite stability compares dictionaries of the same rows, and no other was named. Nothing was written. Name "
-            "them: --against runs/results/train-….",
-            kind="nothing-to-compare",
-        )
-
-
-def stability(book: Codebook, against: Sequence[Codebook]) -> dict[str, float]:
-    """Return the mean |cos| of the one-to-one matching of decoder rows with each other dictionary's, and their mean.
-
-    Raises
-    ------
-    JobError
-        ``width-mismatch``: one of them is of another width.
-    """
-    found = []
-    for other in against:
-        if other.out_width != book.out_width:
-            raise JobError(
-                f"dictionaries of widths {book.out_width} and {other.out_width} were to be compared. Nothing was written. "
-                "Name dictionaries of the same columns.",
-                kind="width-mismatch",
-            )
-        found.append(mean_matched(book.W_dec_LD.numpy(), other.W_dec_LD.numpy()))
-    return {"stability": float(np.mean(found)), "stability_lowest": min(found)}
 
 
 def check_widths(

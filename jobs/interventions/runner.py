@@ -126,13 +126,13 @@ def site_values(model: LoadedModel, batches: Sequence[Examples], site: str) -> T
 
 
 def site_means(
-    model: LoadedModel, batches: Sequence[Examples], sites: Sequence[str]
+    model: LoadedModel, batches: Sequence[Examples], sites: Sequence[str], *, span: str = ""
 ) -> dict[str, Tensor]:
-    """Return each site's mean over all tokens of all examples, float64 ``[*shape]``, padding left out."""
+    """Return each site's mean over a span's tokens (default: all), float64 ``[*shape]``, padding left out."""
     sums: dict[str, Tensor] = {}
     count = 0
     for batch in batches:
-        mask = batch.mask.bool()
+        mask = batch.within(span)
         count += int(mask.sum())
         for site, value in model.adapter.capture(batch.ids, batch.mask, sites).items():
             total = value[mask.to(value.device)].double().sum(0)

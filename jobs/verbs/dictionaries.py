@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,7 @@ def evaluate(config: settings.Eval, context: Context) -> Answer:
             config.out or _results_home(Path(config.dictionary)),
             targets=_columns_of(store, book.meta, "targets", config.target),
             split=split,
-            suites=config.suite,
-            against=[load(path) for path in config.against],
+            suites=_suites_of(config),
             runtime=runtime,
             progress=lambda done, parts: context.progress("evaluate", done, parts, unit="parts"),
         )
@@ -100,8 +99,29 @@ def evaluate(config: settings.Eval, context: Context) -> Answer:
     return Answer({"result": str(result.path), **found}, text)
 
 
-TOLD = ("mcc", "f1", "uniqueness", "recovered", "stability")
+TOLD = (
+    *("ce", "delta_ce", "ce_recovered_zero", "ce_recovered_mean", "kl_sae"),
+    *("probe_k1", "probe_k5", "probe_channels_k1", "probe_channels_k5"),
+    *("mcc", "f1", "uniqueness", "recovered", "stability"),
+)
 """Figures of suites that are printed; all of them are in the result."""
+
+
+def _suites_of(config: settings.Eval) -> list[Any]:
+    """Return the suites named, each with its settings."""
+    from jobs.dictionaries.run import load
+    from jobs.dictionaries.suites.behaviour import Behaviour
+    from jobs.dictionaries.suites.probing import Probing
+    from jobs.dictionaries.suites.stability import Stability
+
+    made: dict[str, Callable[[], Any]] = {
+        "behaviour": lambda: Behaviour(
+            model=config.model, sequences=config.sequences, device=config.device
+        ),
+        "probing": lambda: Probing(label=config.label),
+        "stability": lambda: Stability(against=tuple(load(path) for path in config.against)),
+    }
+    return [made[name]() if name in made else name for name in config.suite]
 
 
 def _columns_of(

@@ -31,7 +31,7 @@ class Examples:
     mask: Tensor
     """1 for a token, 0 for padding, which comes last, ``[B, T]``."""
     spans: Mapping[str, Tensor] = field(default_factory=dict)
-    """Named positions ``[start, stop)`` of each example, int64 ``[B, 2]``."""
+    """Named positions of each example: ``[start, stop)``, int64 ``[B, 2]``; or any, bool ``[B, T]``."""
     answers: Mapping[str, Tensor] = field(default_factory=dict)
     """Named token of each example, int64 ``[B]``."""
 
@@ -42,7 +42,7 @@ class Examples:
             *[
                 f"span {n!r} {list(s.shape)}"
                 for n, s in self.spans.items()
-                if s.shape != (count, 2)
+                if s.shape != ((count, length) if s.dtype == torch.bool else (count, 2))
             ],
             *[
                 f"answer {n!r} {list(a.shape)}"
@@ -53,13 +53,14 @@ class Examples:
         wrong += [
             f"span {name!r} reaching from {int(s[:, 0].min())} to {int(s[:, 1].max())}"
             for name, s in self.spans.items()
-            if s.shape == (count, 2)
+            if s.dtype != torch.bool
+            and s.shape == (count, 2)
             and not bool(((s[:, 0] >= 0) & (s[:, 0] < s[:, 1]) & (s[:, 1] <= length)).all())
         ]
         if wrong or count < 1 or length < 1:
             raise ModelError(
                 f"examples with ids {list(self.ids.shape)} and {', '.join(wrong) or 'no token'} were "
-                "given; ids and mask are [B, T], spans [B, 2] with 0 ≤ start < stop ≤ T, answers [B]. "
+                "given; ids and mask are [B, T], spans [B, 2] with 0 ≤ start < stop ≤ T or bool [B, T], answers [B]. "
                 "Nothing was run.",
                 kind="bad-input",
             )
@@ -76,6 +77,8 @@ class Examples:
         if not span:
             return mask_BT
         start_stop = named(self.spans, span, "span")
+        if start_stop.dtype == torch.bool:
+            return mask_BT & start_stop
         at = torch.arange(mask_BT.shape[1], device=mask_BT.device)
         inside_BT = (at >= start_stop[:, :1]) & (at < start_stop[:, 1:])
         return mask_BT & inside_BT

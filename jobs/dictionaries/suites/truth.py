@@ -5,20 +5,19 @@ Dimensions: L latents, N true features, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ingest.contract import Runtime
 from jobs.blocks import blocks
 from jobs.codebook import Codebook
 from jobs.dictionaries.matching import matched, similarity
+from jobs.dictionaries.suite import SUITES, Asked, Figures
 from jobs.errors import JobError
 from jobs.run import map_merge
-from jobs.runtimes.in_process import InProcess
 from store import Store, tables
 from store import open as open_store
 from store.conditions import Condition
@@ -146,6 +145,34 @@ class FiringWorker:
         """Hold nothing open."""
 
 
+@SUITES.register("truth")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Truth:
+    """Planted features found (``directions``) and fired with: ``precision``, ``recall``, ``f1``."""
+
+    kind: ClassVar[str]
+
+    def described(self) -> dict[str, Any]:
+        """Return nothing: there are no settings."""
+        return {}
+
+    def prepare(self, asked: Asked) -> Figures:
+        """Return what computes the figures; raises as ``known_features``."""
+        features = known_features(asked.store, asked.columns, asked.book)
+        return partial(_figures, asked, features)
+
+
+def _figures(asked: Asked, features_ND: Array) -> dict[str, float]:
+    store, column, book = asked.store, asked.columns[0], asked.book
+    nearest_L = similarity(book.W_dec_LD.numpy(), features_ND).argmax(axis=1)
+    make = partial(FiringWorker, store.url, column, asked.where, book, nearest_L, len(features_ND))
+    group, _ = store.view.resolve(column)
+    parts = sorted(set(store.view.parts(TRUTH)) & set(store.view.parts(group.name)))
+    counted = map_merge(asked.runtime, make, parts)
+    firing = {} if counted is None else counted.finalize(nearest_L)
+    return {**directions(features_ND, book), **firing}
+
+
 def known_features(store: Store, columns: Sequence[str], book: Codebook) -> Array:
     """Return the planted features of a dictionary's column, float32 [N, D].
 
@@ -162,24 +189,3 @@ def known_features(store: Store, columns: Sequence[str], book: Codebook) -> Arra
             kind="no-truth",
         )
     return features
-
-
-def truth_figures(
-    store: Store,
-    columns: Sequence[str],
-    book: Codebook,
-    where: Sequence[Condition],
-    *,
-    runtime: Runtime | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, float]:
-    """Return ``directions`` and the firing figures of a dictionary on a planted column; raises as ``known_features``."""
-    features = known_features(store, columns, book)
-    nearest_L = similarity(book.W_dec_LD.numpy(), features).argmax(axis=1)
-    make = partial(FiringWorker, store.url, columns[0], where, book, nearest_L, len(features))
-    parts = sorted(
-        set(store.view.parts(TRUTH)) & set(store.view.parts(store.view.resolve(columns[0])[0].name))
-    )
-    counted = map_merge(runtime or InProcess(), make, parts, progress=progress)
-    firing = {} if counted is None else counted.finalize(nearest_L)
-    return {**directions(features, book), **firing}
