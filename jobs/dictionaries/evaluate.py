@@ -149,6 +149,14 @@ class EvalPartial:
     """Σ cos(x, x̂) over kept rows."""
     shrinkage: float = 0.0
     """Σ ‖x̂‖/‖x‖ over kept rows."""
+    norm_in: float = 0.0
+    """Σ ‖x‖ over kept rows."""
+    norm_out: float = 0.0
+    """Σ ‖x̂‖ over kept rows."""
+    code: float = 0.0
+    """Σ of the codes of kept rows."""
+    explained: float = 0.0
+    """Σ over kept rows of 1 − ‖x − x̂‖²/‖x − m‖², m the mean of the block."""
     special_rows: int = 0
     massive_rows: int = 0
 
@@ -191,6 +199,7 @@ class EvalPartial:
     def _add_codes(self, codes: Codes, keep_R: Array) -> None:
         kept_N = keep_R[codes.row_index]
         self.fired += np.bincount(codes.latent[kept_N], minlength=self.latents)
+        self.code += float(codes.value[kept_N].sum(dtype=np.float64))
         l0_R = np.bincount(codes.row_index, minlength=len(keep_R))[keep_R]
         self.l0_rows = _padded_sum(self.l0_rows, np.bincount(l0_R))
 
@@ -198,6 +207,15 @@ class EvalPartial:
         hat_norm_R = np.linalg.norm(hat_RD, axis=1)
         dot_R = (x_RD * hat_RD).sum(axis=1)
         product_R = norm_R * hat_norm_R
+        self.norm_in += float(norm_R.sum())
+        self.norm_out += float(hat_norm_R.sum())
+        if len(x_RD):
+            error_R = np.square(x_RD - hat_RD).sum(axis=1)
+            spread_R = np.square(x_RD - x_RD.mean(axis=0)).sum(axis=1)
+            ones = np.ones_like(error_R)
+            self.explained += float(
+                (1 - np.divide(error_R, spread_R, where=spread_R > 0, out=ones)).sum()
+            )
         self.cosine += float(np.divide(dot_R, product_R, where=product_R > 0, out=dot_R * 0).sum())
         self.shrinkage += float(
             np.divide(hat_norm_R, norm_R, where=norm_R > 0, out=dot_R * 0).sum()
@@ -245,6 +263,11 @@ class EvalPartial:
             cosine=self.cosine / rows,
             shrinkage=self.shrinkage / rows,
             relative_bias=kept.x_dot_hat / kept.hat_square if kept.hat_square > 0 else float("nan"),
+            l1=self.code / rows,
+            mse=kept.error_square / rows / max(len(kept.x), 1),
+            row_explained=self.explained / rows,
+            norm_in=self.norm_in / rows,
+            norm_out=self.norm_out / rows,
             special_share=self.special_rows / max(everything, 1),
             massive_share=self.massive_rows / max(everything, 1),
             fired=self.fired.copy(),
@@ -276,6 +299,17 @@ class EvalResult:
     """Mean ‖x̂‖/‖x‖."""
     relative_bias: float
     """The factor α that makes ``Σ‖x − α x̂‖²`` least; 1 where lengths are right."""
+    l1: float
+    """Mean sum of a row's codes."""
+    mse: float
+    """Mean squared error of a value."""
+    row_explained: float
+    """Mean over rows of ``1 − ‖x − x̂‖²/‖x − m‖²``, m the mean of their block: what some call explained variance; ruled by rows
+    near the mean. Use ``fvu``."""
+    norm_in: float
+    """Mean ‖x‖."""
+    norm_out: float
+    """Mean ‖x̂‖."""
     special_share: float
     massive_share: float
     fired: Array = field(repr=False)

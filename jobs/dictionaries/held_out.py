@@ -14,6 +14,7 @@ from torch import Tensor
 from ingest.contract import Runtime
 from jobs.blocks import side_by_side
 from jobs.codebook import Codebook
+from jobs.dictionaries import saebench
 from jobs.dictionaries.evaluate import EvalPartial, EvalResult, finalize, massive_norm_of
 from jobs.dictionaries.run import pin_of
 from jobs.dictionaries.suite import Asked, Suite, suites_of
@@ -23,6 +24,7 @@ from jobs.feed import usual_rows
 from jobs.results import Result
 from jobs.run import map_merge
 from jobs.runtimes.in_process import InProcess
+from jobs.sequences import made_by
 from store import Store
 from store import open as open_store
 from store.conditions import Condition
@@ -56,7 +58,8 @@ def evaluate_on(
 
     Returns
     -------
-    The result: tables ``summary`` (see ``figures``), ``latents`` (density) and ``positions``.
+    The result: tables ``summary`` (see ``figures``), ``latents`` (density) and ``positions``; with suite behaviour also
+    SAEBench's file of core metrics.
     """
     ordinary = usual_rows(split)
     where = [condition for condition in ordinary if condition[0] == "split"]
@@ -93,9 +96,17 @@ def evaluate_on(
             more = against_truth(store, columns[0], book) if len(columns) == 1 else {}
             for figures_of in computed:
                 more |= figures_of()
+            file = saebench.core_file(found, more, book, result.card, called(store, columns[0]))
+            if file is not None:
+                result.write_file(saebench.FILE, file)
             for name, table in evaluation_tables(found, more).items():
                 result.write_table(name, table)
     return result
+
+
+def called(store: Store, column: str) -> str:
+    """Return what the model of a column is called, its last part where it was a path."""
+    return made_by(store, store.view.resolve(column)[0]).rstrip("/").rpartition("/")[2]
 
 
 class EvaluationWorker:
@@ -187,6 +198,8 @@ def evaluation_tables(
         "cosine": found.cosine,
         "shrinkage": found.shrinkage,
         "relative_bias": found.relative_bias,
+        "l1": found.l1,
+        "mse": found.mse,
         "rows": found.rows,
         "excluded_share": found.special_share + found.massive_share,
         "latents": len(found.fired),

@@ -270,3 +270,58 @@ def test_the_number_of_sequences_is_kept_to(held, tmp_path):
     ]
     with pytest.raises(JobError, match="bad-number"):
         Behaviour(sequences=0)
+
+
+def test_sae_bench_finds_its_file_with_every_field_it_asks_for(held, model, tmp_path):
+    """Names as in SAEBench's schema of core results; figures against dense float64."""
+    dictionary = book(held.column(SITE).shape[0])
+    result = evaluate_on(held, SITE, dictionary, tmp_path, split=None, suites=["behaviour"])
+    record = json.loads(result.read_file("saebench_core_eval_results.json"))
+    assert record["eval_type_id"] == "core"
+    assert record["eval_config"]["model_name"] == model.name
+    assert set(record) >= {
+        *("eval_id", "datetime_epoch_millis", "eval_result_details", "eval_result_unstructured"),
+        *("sae_bench_commit_hash", "sae_lens_id", "sae_lens_release_id", "sae_lens_version"),
+        "sae_cfg_dict",
+    }
+    metrics = record["eval_result_metrics"]
+    x = torch.as_tensor(held.gather(SITE, held.row_ids())).double()
+    x = x[torch.cat([ordinary for _, ordinary in sequences_of(held)])]
+    f = dictionary.encode_dense(x.float()).double()
+    hat = f @ dictionary.W_dec_LD.double() + dictionary.b_dec_D.double()
+    error, spread = (x - hat).square().sum(1), (x - x.mean(0)).square().sum(1)
+    fired = (f > 0).double().mean(0)
+    unit = torch.nn.functional.normalize(dictionary.W_enc_DL.t().double(), dim=1)
+    near = (unit @ unit.t() - 2 * torch.eye(LATENTS)).amax(1).mean()
+    expected = {
+        "reconstruction_quality": {
+            "explained_variance": 1 - error.sum() / spread.sum(),
+            "mse": (x - hat).square().mean(),
+            "cossim": torch.cosine_similarity(x, hat, dim=1).mean(),
+        },
+        "shrinkage": {
+            "l2_norm_in": x.norm(dim=1).mean(),
+            "l2_norm_out": hat.norm(dim=1).mean(),
+            "l2_ratio": (hat.norm(dim=1) / x.norm(dim=1)).mean(),
+            "relative_reconstruction_bias": hat.square().sum() / (x * hat).sum(),
+        },
+        "sparsity": {"l0": (f > 0).double().sum(1).mean(), "l1": f.sum(1).mean()},
+        "misc_metrics": {
+            "frac_alive": (fired > 0).double().mean(),
+            "freq_over_10_percent": (fired > 0.1).double().mean(),
+            "normalized_freq_over_10_percent": fired[fired > 0.1].sum() / fired.sum(),
+            "average_max_encoder_cosine_sim": near,
+        },
+    }
+    for category, figures_of in expected.items():
+        for name, value in figures_of.items():
+            assert metrics[category][name] == pytest.approx(float(value), rel=1e-4), name
+    assert set(metrics["model_behavior_preservation"]) == {
+        *("kl_div_score", "kl_div_with_ablation", "kl_div_with_sae"),
+    }
+    assert set(metrics["model_performance_preservation"]) == {
+        *("ce_loss_score", "ce_loss_with_ablation", "ce_loss_with_sae", "ce_loss_without_sae"),
+    }
+    assert metrics["token_stats"]["total_tokens_eval_sparsity_variance"] == len(x)
+    silent = evaluate_on(held, SITE, dictionary, tmp_path / "core", split=None)
+    assert not (silent.path / "saebench_core_eval_results.json").exists()
