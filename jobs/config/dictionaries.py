@@ -4,13 +4,15 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from jobs.config.base import Latents, Names, Numbers, Rows, Verb, Words
+from jobs.config.base import Latents, Names, Numbers, Rows, Words
 from jobs.config.placement import Placed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(Verb):
+class Train(Placed):
     """Train dictionaries on stored sites, all on one reading of the rows; commas make a grid.
+
+    With --runtime ray every worker is a rank that gets its rows of each batch.
 
     Example: actlake train ./store --site blocks.3.resid_post --latents 4k,16k --k 32,64 --out ./runs
     """

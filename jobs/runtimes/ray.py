@@ -93,7 +93,7 @@ class Ray:
         """
         if not parts:
             return
-        ask, fit = self._start()
+        ask, fit = self.start()
         count = min(fit, self.workers or len(parts), len(parts))
         crew = self._crew_of(ask)
         schedule = Schedule(parts)
@@ -124,7 +124,7 @@ class Ray:
         """Refuse what cannot be had before any work; a plain local Ray starts when it gets its first parts."""
         if self.address is not None or self.resources or self.gpus:
             try:
-                self._start()
+                self.start()
             except BaseException:
                 self.close()
                 raise
@@ -133,7 +133,7 @@ class Ray:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self) -> tuple[Ask, int]:
+    def start(self) -> tuple[Ask, int]:
         """Start or join where that is still to do; return what a worker asks for and how many fit."""
         threads = self.threads or _threads_here()
         set_environment(local=self.address is None)

@@ -3,35 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import config as settings
 from jobs.errors import UsageError
+from jobs.interrupts import Interrupts
 from jobs.verbs.contract import Answer, Context
 from jobs.verbs.recipes import recipes_of
+
+if TYPE_CHECKING:
+    from jobs.dictionaries.run import Recipe
+    from store import Store
 
 
 def train(config: settings.Train, context: Context) -> Answer:
     """Train every dictionary of the grid on one reading of the rows."""
+    from jobs.runtimes.choose import chosen
+    from jobs.runtimes.post import set_threads
+    from jobs.runtimes.ray import Ray
+
+    runtime = chosen(config, gpus=float(config.device.startswith("cuda")))
+    if isinstance(runtime, Ray):
+        from jobs.runtimes.ray_train import as_ranks
+
+        recipes_of(_opened(config), config)  # refused here, not by every worker
+        with runtime:
+            answers = as_ranks(runtime, partial(train_here, config), config.out)
+    else:
+        if config.threads is not None:
+            set_threads(config.threads)
+        answers = train_here(config, context)
+    if answers is None:
+        return Answer(None, "")  # the first rank tells
+    lines = [
+        f"{a['result']}  {a['kind']} latents {a['latents']} k {a['k']} seed {a['seed']}"
+        for a in answers
+    ]
+    lines += sorted({a["note"] for a in answers if a["note"]})
+    return Answer(answers, "\n".join(lines))
+
+
+def train_here(
+    config: settings.Train, context: Context | None = None
+) -> list[dict[str, Any]] | None:
+    """Train in this process, alone or as one of the ranks it was started with; return a record of each dictionary.
+
+    None on ranks other than the first.
+    """
     from jobs.dictionaries.ranks import ranks_of_environment
     from jobs.dictionaries.run import operations_of, train_all
     from jobs.kernels.codes.choose import RecordedOps, unmeasured
-    from store import open as open_store
 
-    store = open_store(config.url)
+    store = _opened(config)
     recipes = recipes_of(store, config)
-    total = sum(recipe.config.steps * recipe.config.batch_rows for recipe in recipes)
-    seen = [0] * len(recipes)
-    phase = f"train {len(recipes)} dictionaries" if len(recipes) > 1 else "train"
-
-    def log(at: int, entry: Mapping[str, Any]) -> None:
-        seen[at] = entry["rows"]
-        note = f"FVU {entry['fvu']:.3f}, L0 {entry['l0']:.0f}, {entry['dead']} dead"
-        context.progress(phase, sum(seen), total, note)
-
     ranks = ranks_of_environment(config.device)
-    with context.interrupts.deferred():
+    interrupts = Interrupts() if context is None else context.interrupts
+    with interrupts.deferred():
         done = train_all(
             store,
             recipes,
@@ -39,15 +68,15 @@ def train(config: settings.Train, context: Context) -> Answer:
             split=config.split,
             window_rows=config.window_rows,
             order_seed=config.order_seed,
-            log=log,
-            should_stop=context.interrupts.asked,
+            log=None if context is None else _told(recipes, context),
+            should_stop=interrupts.asked,
             chooser=RecordedOps(),
             device=config.device,
             ranks=ranks,
         )
     if ranks.rank > 0:
-        return Answer(None, "")  # the first one tells
-    answers = [
+        return None
+    return [
         {
             "result": str(result.path),
             **recipe.config.variant,
@@ -58,12 +87,26 @@ def train(config: settings.Train, context: Context) -> Answer:
         }
         for recipe, (book, result) in zip(recipes, done, strict=True)
     ]
-    lines = [
-        f"{a['result']}  {a['kind']} latents {a['latents']} k {a['k']} seed {a['seed']}"
-        for a in answers
-    ]
-    lines += sorted({a["note"] for a in answers if a["note"]})
-    return Answer(answers, "\n".join(lines))
+
+
+def _opened(config: settings.Train) -> Store:
+    from store import open as open_store
+
+    return open_store(config.url)
+
+
+def _told(recipes: Sequence[Recipe], context: Context) -> Callable[[int, Mapping[str, Any]], None]:
+    """Return what shows how far all of them are, at each entry of a history."""
+    total = sum(recipe.config.steps * recipe.config.batch_rows for recipe in recipes)
+    seen = [0] * len(recipes)
+    phase = f"train {len(recipes)} dictionaries" if len(recipes) > 1 else "train"
+
+    def log(at: int, entry: Mapping[str, Any]) -> None:
+        seen[at] = entry["rows"]
+        note = f"FVU {entry['fvu']:.3f}, L0 {entry['l0']:.0f}, {entry['dead']} dead"
+        context.progress(phase, sum(seen), total, note)
+
+    return log
 
 
 def evaluate(config: settings.Eval, context: Context) -> Answer:
