@@ -1,4 +1,4 @@
-"""The comparison with ``dictionary_learning``, small: same rows, same batches, same scoring."""
+"""The comparison with the peers, small: same rows, same batches, same scoring."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 SCRIPT = Path(__file__).with_name("compare_dictionaries.py")
 
@@ -33,22 +32,6 @@ def planted(rows, seed):
     return (10 * code @ directions + 3).astype(np.float32)
 
 
-def test_the_row_topk_reading_is_the_definition(script):
-    generator = torch.Generator().manual_seed(0)
-    w = torch.nn.functional.normalize(torch.randn(40, 8, generator=generator), dim=1)
-    book = script.Codebook(w.t(), torch.zeros(40), w, torch.zeros(8), 0.0)
-    x = torch.randn(30, 8, generator=generator)
-    pre = torch.relu(x @ w.t())
-    top = pre.topk(5, dim=1)
-    expected = torch.zeros_like(pre).scatter(1, top.indices, top.values)
-    coder = script.RowTopK(book, 5)
-    codes = coder.encode(x)
-    assert np.allclose(expected.numpy()[codes.row_index, codes.latent], codes.value)
-    assert len(codes) == int((expected > 0).sum())
-    assert bool((np.diff(codes.row_index * 40 + codes.latent) > 0).all())
-    assert torch.allclose(coder.decode(codes, 30), expected @ w, atol=1e-5)
-
-
 @pytest.mark.peers
 @pytest.mark.timeout(3600)
 def test_our_dictionaries_explain_as_much_as_the_peers(script, tmp_path, capsys):
@@ -59,11 +42,12 @@ def test_our_dictionaries_explain_as_much_as_the_peers(script, tmp_path, capsys)
     sizes = "--latents 192 --k 4 --batch-rows 512 --epochs 5 --seeds 1 --lr 2e-3 --peer-lr 2e-3 --peer-warmup 0.25"
     script.main([*words.split(), "--env", str(tmp_path / "env"), *sizes.split()])
     records = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert "dictionary_learning" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert all(library in told for library in script.PEERS)
     best = {}
     for record in records:
         if record["mode"] == "L0 = k" or record["mode"] == "k per row":
             assert record["l0"] == pytest.approx(4, rel=0.1)
             key = record["library"]
             best[key] = min(best.get(key, np.inf), record["fvu"])
-    assert best["actlake"] <= 1.02 * best["dictionary_learning"]
+    assert best["actlake"] <= 1.02 * min(best.values())
