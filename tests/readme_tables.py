@@ -11,8 +11,10 @@ from ingest.models import ADAPTERS
 from ingest.models.metrics import METRICS
 from ingest.models.planted import PLANTED
 from ingest.sources import SOURCES
+from jobs.batches import Widths
 from jobs.circuits import STATISTICS
 from jobs.dictionaries import VARIANTS
+from jobs.dictionaries.scores import Raw
 from jobs.interventions import OPERATIONS
 from jobs.kernels.codes.contract import FORMS
 from jobs.kernels.contract import EXECUTORS, PLANNERS
@@ -46,6 +48,42 @@ def of_registry(noun: str, registry: Registry) -> Callable[[], str]:
     return table
 
 
+FEEDS = {
+    "target": "column to column",
+    "gradient": "column with gradients",
+    "columns": "columns side by side",
+}
+
+
+def dictionaries() -> str:
+    """Return the family: what each reads, the pieces it is put together from, and where it was published."""
+    lines = ["| dictionary | what it is | reads | pieces | source |", "|---|---|---|---|---|"]
+    for name in VARIANTS.names():
+        cls = VARIANTS.get(name)
+        feeds = [word for need, word in FEEDS.items() if need in cls.needs] or ["column"]
+        widths = Widths((8, 8), (8, 8)) if "columns" in cls.needs else Widths((8,), (8,))
+        made = cls(latents=16, k=2).build(widths, seed=0)
+        pieces = [type(made.sparsifier).__name__]
+        pieces += [type(made.score).__name__] if type(made.score) is not Raw else []
+        pieces += [f"`{loss.__name__}`" for _, loss in made.losses]
+        pieces += [f"`{loss.__name__}` steered" for loss in steered(made)]
+        cells = (f"`{name}`", first_line(cls), ", ".join(feeds), ", ".join(pieces), source_of(cls))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def steered(made: Any) -> list[Any]:
+    """Return the penalties a controller weighs."""
+    return [] if made.penalty is None else [made.penalty.loss]
+
+
+def source_of(cls: Any) -> str:
+    """Return the arXiv number a docstring names first, else what it calls its source."""
+    text = " ".join((cls.__doc__ or "").partition("Source:")[2].split())
+    number = re.search(r"\b\d{4}\.\d{5}\b", text.partition("Deviation")[0])
+    return number[0] if number else re.split(r"\. |, which", text)[0].rstrip(".")
+
+
 def sites_by_family() -> str:
     """Return which family has which site, from the toy models that the laws of ``tests/ingest`` run over."""
     shape = {"vocab": 320, "layers": 1, "width": 32, "heads": 4, "positions": 64}
@@ -71,7 +109,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sites": sites_by_family,
     "planted": of_registry("planted model", PLANTED),
     "metrics": of_registry("metric", METRICS),
-    "variants": of_registry("dictionary", VARIANTS),
+    "variants": dictionaries,
     "statistics": of_registry("statistic", STATISTICS),
     "operations": of_registry("intervention", OPERATIONS),
     "planners": of_registry("planner", PLANNERS),

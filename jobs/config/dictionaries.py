@@ -54,6 +54,10 @@ class Train(Placed):
     """Decay of a running mean of the weights that is exported in their place, as .999."""
     resample_every: int | None = None
     """Steps after which dead latents start afresh; default: never."""
+    keep_best: bool = False
+    """Score every checkpoint on split val and keep the best dictionary in the result's folder best."""
+    track: Words | None = None
+    """Where figures go besides the result's own log, by name: tensorboard, wandb, trackio."""
     device: str = "cpu"
     """cpu, cuda, cuda:1."""
     split: str = "train"

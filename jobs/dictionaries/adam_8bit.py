@@ -44,10 +44,18 @@ def dynamic_codes(*, signed: bool) -> Tensor:
 
 
 class Blocks:
-    """One tensor in one byte a value; ``codes`` is uint8 [B·V] and ``peaks`` float32 [B]."""
+    """One tensor in one byte a value; ``codes`` is uint8 [B·V] and ``peaks`` float32 [B].
 
-    def __init__(self, table_C: Tensor) -> None:
-        self._table_C = table_C
+    Parameters
+    ----------
+    table_C
+        The codes, ascending.
+    least
+        Code that positive values get at least.
+    """
+
+    def __init__(self, table_C: Tensor, *, least: int = 0) -> None:
+        self._table_C, self._least = table_C, least
         self._edges = (table_C[1:] + table_C[:-1]) / 2
 
     def pack(self, values_BV: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,6 +63,8 @@ class Blocks:
         peak_B = values_BV.abs().amax(dim=1)
         shares_BV = values_BV / torch.where(peak_B > 0, peak_B, 1.0).unsqueeze(1)
         codes_BV = torch.bucketize(shares_BV, self._edges, out_int32=True)
+        if self._least:
+            codes_BV = torch.where(shares_BV > 0, codes_BV.clamp(min=self._least), codes_BV)
         return codes_BV.to(torch.uint8), peak_B
 
     def unpack(self, codes_BV: Tensor, peak_B: Tensor) -> Tensor:
@@ -70,6 +80,8 @@ class Adam8bit(torch.optim.Optimizer):
     Notes
     -----
     Source: Dettmers et al. (2110.02861); blocks of 256 values as in today's ``bitsandbytes``, 2048 there.
+    Deviation: a second moment that is not 0 never becomes 0, or a step would be divided by ``eps``: rows of latents that
+    seldom fire share blocks with others'.
     """
 
     def __init__(
@@ -77,7 +89,7 @@ class Adam8bit(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": 0.0, "betas": betas, "eps": eps})
         self._first = Blocks(dynamic_codes(signed=True))
-        self._second = Blocks(dynamic_codes(signed=False))
+        self._second = Blocks(dynamic_codes(signed=False), least=1)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

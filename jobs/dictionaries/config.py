@@ -42,7 +42,10 @@ class Variant(Protocol):
     """What the feed must hold besides rows: ``target``, ``gradient``; ``columns``: it may read several."""
 
     def build(self, widths: int | Widths, *, seed: int) -> Dictionary:
-        """Return a fresh dictionary for rows of these widths; the same seed gives the same bits."""
+        """Return a fresh dictionary for rows of these widths; the same seed gives the same bits.
+
+        A variant with a method ``check_batch(rows)`` refuses batches there that it cannot choose over.
+        """
         ...
 
 
@@ -108,6 +111,9 @@ class TrainConfig:
         )
         for name in positive:
             require(name, getattr(self, name), "> 0", holds=getattr(self, name) > 0)
+        check_batch = getattr(self.build_variant(), "check_batch", None)
+        if check_batch is not None:
+            check_batch(self.batch_rows)
         for name in ("lr", "dead_rows"):
             value = getattr(self, name)
             require(name, value, "> 0 or null", holds=value is None or value > 0)

@@ -16,6 +16,7 @@ from jobs.blocks import side_by_side
 from jobs.codebook import Codebook
 from jobs.dictionaries import saebench
 from jobs.dictionaries.evaluate import EvalPartial, EvalResult, finalize, massive_norm_of
+from jobs.dictionaries.heads import heads_table
 from jobs.dictionaries.run import pin_of
 from jobs.dictionaries.suite import Asked, Suite, suites_of
 from jobs.dictionaries.suites.truth import directions, true_features
@@ -58,8 +59,8 @@ def evaluate_on(
 
     Returns
     -------
-    The result: tables ``summary`` (see ``figures``), ``latents`` (density) and ``positions``; with suite behaviour also
-    SAEBench's file of core metrics.
+    The result: tables ``summary`` (see ``figures``), ``latents`` (density) and ``positions``; of a site with
+    heads also ``heads``; with suite behaviour also SAEBench's file of core metrics.
     """
     ordinary = usual_rows(split)
     where = [condition for condition in ordinary if condition[0] == "split"]
@@ -99,7 +100,11 @@ def evaluate_on(
             file = saebench.core_file(found, more, book, result.card, called(store, columns[0]))
             if file is not None:
                 result.write_file(saebench.FILE, file)
-            for name, table in evaluation_tables(found, more).items():
+            tables = dict(evaluation_tables(found, more))
+            shape = store.column((*targets, columns[0])[0]).shape
+            if len(columns) == 1 and len(targets) <= 1 and len(shape) == 2:
+                tables["heads"] = heads_table(book, shape[0])
+            for name, table in tables.items():
                 result.write_table(name, table)
     return result
 

@@ -7,15 +7,18 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jobs.batches import Batch
 from jobs.codebook import Codebook
 from jobs.dictionaries.calibration import Calibration
 from jobs.dictionaries.config import OpsChooser, TrainConfig
 from jobs.dictionaries.ranks import ALONE, Ranks, told_by_first
+from jobs.dictionaries.tracking import Tracker, Tracks
 from jobs.dictionaries.train import Run, Trained, train_together
 from jobs.errors import JobError, RefusedError
 from jobs.feed import StoreFeed, read_once, usual_rows
@@ -25,6 +28,7 @@ from store.conditions import Condition
 from store.windows import default_window_rows, free_memory_bytes
 
 CURVE_POINTS = 100
+HELD_OUT_BATCHES = 8
 WINDOW_FILE = "window.json"
 OPS_FILE = "ops.json"
 CURVE = ("step", "rows", "fvu", "l0", "dead", "threshold", "rows_per_second", "seconds")
@@ -83,6 +87,8 @@ def train_all(
     chooser: OpsChooser | None = None,
     device: str = "cpu",
     ranks: Ranks = ALONE,
+    trackers: Sequence[Tracker] = (),
+    keep_best: bool = False,
 ) -> list[tuple[Codebook, Result]]:
     """Train dictionaries on one reading of a store's ordinary rows, or take up the runs that are there.
 
@@ -99,6 +105,10 @@ def train_all(
         resume. None: the plain ones.
     ranks
         Processes that train together, each on its rows of every batch; the first writes the results.
+    trackers
+        Where figures go besides each result's own log.
+    keep_best
+        Score every checkpoint on rows of split ``val``, and keep the best dictionary in the result's folder ``best``.
 
     Returns
     -------
@@ -128,16 +138,24 @@ def train_all(
                     stack.enter_context(result)
         seats = _seats(recipes, feeds, results, chooser, ranks)
         if not all(seat.done for seat in seats):
+            tracks = [
+                Tracks(() if result.done else trackers, result, recipe.described())
+                for result, recipe in zip(results, recipes, strict=False)
+            ]
+            for one in tracks:
+                stack.callback(one.close)
             _train(
                 recipes,
                 feeds,
                 results,
                 seats,
+                tracks,
                 log=log,
                 should_stop=should_stop,
                 chooser=chooser,
                 device=device,
                 ranks=ranks,
+                keep_best=keep_best,
             )
     told_by_first("written", ranks)
     return [(load(seat.path), Result.open(seat.path)) for seat in seats]
@@ -179,12 +197,14 @@ def _train(
     feeds: Sequence[StoreFeed],
     results: Sequence[Result],
     seats: Sequence[_Seat],
+    tracks: Sequence[Tracks],
     *,
     log: Callable[[int, dict[str, Any]], None] | None,
     should_stop: Callable[[], bool] | None,
     chooser: OpsChooser | None,
     device: str,
     ranks: Ranks,
+    keep_best: bool,
 ) -> None:
     """Train what is not finished yet and write it down."""
     calibrated: dict[str, Calibration] = {}
@@ -196,6 +216,7 @@ def _train(
 
         def note(entry: dict[str, Any], at: int = at) -> None:
             results[at].log(entry)
+            tracks[at].log(entry)
             if log is not None:
                 log(at, entry)
 
@@ -209,6 +230,7 @@ def _train(
             log_every=max(1, recipe.config.steps // CURVE_POINTS),
             calibrated=calibrated,
             ranks=ranks,
+            held_out=_held_out(feed, recipe) if keep_best and ranks.rank == 0 else (),
         )
     several = list(runs.values())
     start = min((run.step for run in several if not run.done), default=0)
@@ -220,6 +242,26 @@ def _train(
             _write(recipes[at], results[at], one)
     if not all(one.state["finished"] for one in trained):
         raise KeyboardInterrupt
+
+
+def _held_out(feed: StoreFeed, recipe: Recipe) -> list[Batch]:
+    """Return batches of split ``val`` of the columns a recipe trains on.
+
+    Raises
+    ------
+    JobError
+        ``no-held-out``: the split has less than a batch.
+    """
+    found = _feed(feed.store, recipe, 0, usual_rows("val"), None)
+    if found.rows < recipe.config.batch_rows:
+        raise JobError(
+            f"the best dictionary was to be told on split val of {feed.store.url}, which has {found.rows:,} ordinary rows, "
+            f"less than a batch of {recipe.config.batch_rows:,}. No step was taken. Take smaller batches (--batch-rows), "
+            "or leave --keep-best out.",
+            kind="no-held-out",
+        )
+    count = min(HELD_OUT_BATCHES, found.rows // recipe.config.batch_rows)
+    return list(islice(found.batches(0), count))
 
 
 def _write(recipe: Recipe, result: Result, trained: Trained) -> None:

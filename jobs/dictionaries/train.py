@@ -7,10 +7,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from jobs.batches import Batch, Widths
@@ -25,6 +26,7 @@ from jobs.dictionaries.calibration import (
 from jobs.dictionaries.checkpoint import Checkpoints
 from jobs.dictionaries.config import TrainConfig
 from jobs.dictionaries.contract import Feed, require
+from jobs.dictionaries.evaluate import evaluate
 from jobs.dictionaries.faults import bad_rows, check_widths, diverged, feed_ended
 from jobs.dictionaries.learner import Learner, StepReport, resolve_precision
 from jobs.dictionaries.ranks import ALONE, Ranks
@@ -32,6 +34,8 @@ from jobs.errors import DivergedError
 from store.errors import InvalidInputError
 
 STOPPED_BATCHES = 8  # rows for the threshold of a run that has to end soon
+BEST = "best"
+"""Folder of the dictionary that was best on held-out batches."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Run:
     by
         What the ranks share out: ``rows`` of every batch, or ``latents``, for dictionaries wider than one device holds.
         Latents are shared out by the number of ranks a run began with, each of which keeps checkpoints of its own.
+    held_out
+        Batches on which every checkpoint is scored, frozen; the one with the least FVU there is kept in ``out/best``.
 
     Raises
     ------
@@ -96,8 +102,11 @@ class Run:
         calibrated: dict[str, Calibration] | None = None,
         ranks: Ranks = ALONE,
         by: str = "rows",
+        held_out: Sequence[Batch] = (),
     ) -> None:
         require("by", by, "rows or latents", holds=by in {"rows", "latents"})
+        whole = not held_out or by == "rows"
+        require("by", by, "rows where batches are held out", holds=whole)
         self.feed, self.cfg, self.ranks, self.by = feed, cfg, ranks, by
         self._log, self._log_every, self._checkpoint_every = log, log_every, checkpoint_every
         recipe = {"train": cfg.to_json(), "feed": feed.state(), "width": feed.widths.width}
@@ -105,6 +114,8 @@ class Run:
         seat = f"checkpoints-{ranks.rank}-of-{ranks.world}" if self._own else "checkpoints"
         self._saves = Checkpoints(out, recipe, seat)
         self.history: list[dict[str, Any]] = []
+        self._held_out, self._out = held_out, out
+        self.best: dict[str, Any] | None = None
         kept = self._saves.latest() if resume else None
         if kept is None:
             if ranks.rank == 0 or self._own:
@@ -120,6 +131,7 @@ class Run:
                 cfg, tensors, state["learner"], device=device, ops=ops, ranks=ranks, by=by
             )
             self.history = list(state["history"])
+            self.best = state.get("best")
         self._meter = _Meter(self.learner, self.history)
 
     def _calibrate(self, calibrated: dict[str, Calibration]) -> Calibration:
@@ -167,10 +179,24 @@ class Run:
             self.save()
 
     def save(self) -> None:
-        """Keep a checkpoint."""
+        """Keep a checkpoint, and the dictionary where it is the best so far."""
         if self.ranks.rank == 0 or self._own:
+            self._keep_best()
             state = {"learner": self.learner.scalars(), "history": self.history}
+            if self.best is not None:
+                state["best"] = self.best
             self._saves.save(self.step, self.learner.tensors(), state)
+
+    def _keep_best(self) -> None:
+        if not self._held_out or self._out is None:
+            return
+        book = frozen(self, STOPPED_BATCHES * self.cfg.batch_rows)
+        none = np.zeros(self.cfg.batch_rows, np.int64)
+        blocks = [(batch.x, none[: len(batch.x)], None, batch.target) for batch in self._held_out]
+        fvu = evaluate(book, blocks, massive_norm=math.inf).fvu
+        if self.best is None or fvu < self.best["fvu"]:
+            self.best = {"step": self.step, "fvu": fvu}
+            replace(book, meta={**book.meta, "best": self.best}).save(self._out / BEST)
 
 
 def shared_out(batch: Batch, ranks: Ranks) -> Batch:
@@ -278,11 +304,21 @@ def _take(run: Run, batch: Batch, runs: Sequence[Run]) -> None:
 
 def _freeze(run: Run) -> Trained:
     """Set the threshold on the feed's first rows, fewer where the run was stopped, and fold the scale in."""
-    feed, cfg, learner, finished = run.feed, run.cfg, run.learner, run.done
-    k, rows = cfg.build_variant().k, cfg.threshold_rows
+    learner, finished = run.learner, run.done
+    rows = run.cfg.threshold_rows
     if not finished:
-        rows = min(rows, STOPPED_BATCHES * cfg.batch_rows)
-    ema = learner.raw_threshold(learner.threshold)
+        rows = min(rows, STOPPED_BATCHES * run.cfg.batch_rows)
+    codebook = frozen(run, rows)
+    ema = codebook.meta["threshold_ema"]
+    state = {**learner.scalars(), "finished": finished, "threshold_ema": ema}
+    state["threshold"] = float(codebook.theta.mean())
+    return Trained(codebook, run.history, state, learner)
+
+
+def frozen(run: Run, threshold_rows: int) -> Codebook:
+    """Return a run's dictionary as it is now, its threshold set on the feed's first rows."""
+    feed, cfg, learner = run.feed, run.cfg, run.learner
+    k = cfg.build_variant().k
     with nullcontext() if learner.average is None else learner.average.in_place():
         threshold = 0.0
         if learner.needs_threshold:
@@ -290,27 +326,24 @@ def _freeze(run: Run) -> Trained:
                 learner,
                 feed,
                 k=k,
-                rows=rows,
+                rows=min(threshold_rows, cfg.threshold_rows),
                 guess=learner.threshold,
                 ranks=learner.share.latent_ranks,
             )
-        codebook = learner.codebook(
+        return learner.codebook(
             threshold,
             recipe={"train": cfg.to_json(), "feed": feed.state()},
             variant=cfg.variant["kind"],
             k=k,
             rows=learner.rows,
             steps=learner.step,
-            finished=finished,
+            finished=run.done,
             precision=learner.precision,
             input_scale=_one_or_all(learner.calibration.scales_in),
             median_norm=learner.calibration.median_norm,
-            threshold_ema=ema,
+            threshold_ema=learner.raw_threshold(learner.threshold),
             **_columns(learner.calibration.widths),
         )
-    state = {**learner.scalars(), "finished": finished, "threshold_ema": ema}
-    state["threshold"] = float(codebook.theta.mean())
-    return Trained(codebook, run.history, state, learner)
 
 
 def _one_or_all(scales: tuple[float, ...]) -> float | list[float]:

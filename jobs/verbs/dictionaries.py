@@ -54,6 +54,7 @@ def train_here(
     """
     from jobs.dictionaries.ranks import ranks_of_environment
     from jobs.dictionaries.run import operations_of, train_all
+    from jobs.dictionaries.tracking import trackers_of
     from jobs.kernels.codes.choose import RecordedOps, unmeasured
 
     store = _opened(config)
@@ -73,6 +74,8 @@ def train_here(
             chooser=RecordedOps(),
             device=config.device,
             ranks=ranks,
+            trackers=trackers_of(config.track or ()),
+            keep_best=config.keep_best,
         )
     if ranks.rank > 0:
         return None

@@ -113,6 +113,8 @@ def _targets(
 
 def _gradient(store: Store, config: settings.Train, site: str) -> str:
     """Return the column of gradients by a site, or tell the command that makes it."""
+    from jobs.sequences import made_by
+
     bare = site.rpartition(":")[2]
     wanted = config.gradient or f"{GRADIENTS}:{bare}"
     if wanted in store.sites or (
@@ -120,14 +122,9 @@ def _gradient(store: Store, config: settings.Train, site: str) -> str:
     ):
         return wanted
     group, _ = store.view.resolve(site)
-    model = (
-        (group.recipe.get("model") or {}).get("name")
-        if isinstance(group.recipe.get("model"), dict)
-        else None
-    )
     raise JobError(
         f"a g-SAE was asked for on {site}, which needs the gradient of the model's loss there; {store.url} has no column "
         f"{wanted!r}. Nothing was started. Add it: actlake ingest --into {store.url} --gradient exact --model "
-        f"{model or 'MODEL'} --sites {bare}",
+        f"{made_by(store, group) or 'MODEL'} --sites {bare}",
         kind="no-gradient",
     )

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ingest.models import LoadedModel
 
 Array = np.ndarray[Any, np.dtype[Any]]
+LOGITS = 1 << 26
+"""Logits of a batch at most: 256 MiB in float32, and a few times that while distributions are compared."""
 ORDINARY = "ordinary"
 """The span of the tokens that are replaced."""
 
@@ -67,7 +69,9 @@ class Behaviour:
         """Return what computes the figures; raises as ``replacement_of`` and ``held_out_examples``, or `Runner`."""
         found = replacement_of(asked.store, asked.columns, asked.targets, asked.book, self)
         group, _ = asked.store.view.resolve(asked.columns[0])
-        examples = held_out_examples(asked.store, group, asked.split, self.sequences)
+        examples = held_out_examples(
+            asked.store, group, asked.split, self.sequences, vocabulary=_vocabulary(found.model)
+        )
         metrics = [METRICS.parse({"kind": kind}) for kind in ("nll", "kl_to_clean")]
         return partial(behaviour_figures, found, Runner(found.model, examples, metrics))
 
@@ -233,11 +237,12 @@ def check_order(found: Replacement) -> None:
 
 
 def held_out_examples(
-    store: Store, group: Group, split: str | None, sequences: int
+    store: Store, group: Group, split: str | None, sequences: int, *, vocabulary: int = 1
 ) -> list[Examples]:
-    """Return sequences of a split as batches of the harvest's size, sorted by length, with the span ``ordinary``.
+    """Return sequences of a split, sorted by length, with the span ``ordinary``.
 
-    Parts are drawn in an order that is the same every time, so that a store's end is seen as well as its beginning.
+    Batches are of the harvest's size, or smaller where more than ``LOGITS`` logits would come of them. Parts are drawn in
+    an order that is the same every time, so that a store's end is seen as well as its beginning.
 
     Raises
     ------
@@ -258,8 +263,15 @@ def held_out_examples(
             "no-rows",
         )
     drawn.sort(key=lambda one: len(one["token_id"]))
-    size = batch_of(group.recipe)
+    longest = len(drawn[-1]["token_id"])
+    size = max(1, min(batch_of(group.recipe), LOGITS // (longest * vocabulary)))
     return [_batch(drawn[low : low + size]) for low in range(0, len(drawn), size)]
+
+
+def _vocabulary(model: LoadedModel) -> int:
+    """Return how many logits a token has; 1 where the model gives none, which `Runner` refuses."""
+    head = getattr(model.model, "get_output_embeddings", lambda: None)()
+    return 1 if head is None else int(head.weight.shape[0])
 
 
 def _sequences(store: Store, part: int, split: str | None) -> Iterator[dict[str, Array]]:

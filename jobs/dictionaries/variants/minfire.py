@@ -40,6 +40,13 @@ class MinFireBatchTopK:
         legal = self.period is None or self.period >= 0
         require("period", self.period, ">= 0 or null", holds=legal)
 
+    def check_batch(self, rows: int) -> None:
+        """Refuse a period whose guarantees alone are more than a batch's budget of ``rows · k`` pairs."""
+        least = -(-self.latents // (rows * self.k))
+        fits = not self.period or self.period >= least
+        legal = f">= {least}, or {self.latents} latents have more turns than {rows} rows times k {self.k} have pairs"
+        require("period", self.period, legal, holds=fits)
+
     def build(self, widths: int | Widths, *, seed: int) -> Dictionary:
         """Return a fresh dictionary for rows of these widths."""
         return Dictionary(

@@ -119,6 +119,7 @@ def peer_spec(
         "decay_start": int(0.8 * cfg.steps),
         "threshold_start_step": min(1000, cfg.steps // 2),
         "threads": arguments.threads,
+        "device": arguments.device,
         "rows": str(arguments.train),
         "order": str(arguments.out / "order.npy"),
         "folder": str(arguments.out / library),
@@ -197,8 +198,8 @@ def dictionaries(
     """Train ours, then theirs at each rate; yield what each was and its frozen form."""
     chooser = RecordedOps()
     sizes = {"width": feed.widths.width, "latents": cfg.variant["latents"], "k": cfg.variant["k"]}
-    choice = chooser.choose(rows=cfg.batch_rows, **sizes)
-    ours = train(feed, cfg, ops=chooser.build(choice))
+    choice = chooser.choose(rows=cfg.batch_rows, device=arguments.device, **sizes)
+    ours = train(feed, cfg, ops=chooser.build(choice), device=arguments.device)
     yield {
         "library": "actlake",
         "lr": max(entry["lr"] for entry in ours.history),
@@ -264,6 +265,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="in place of --epochs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for ours and theirs")
     parser.add_argument("--lr", type=float, help="our rate; default: our rule")
     parser.add_argument(
         "--peer-lr",

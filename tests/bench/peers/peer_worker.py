@@ -41,7 +41,7 @@ def learning_trainer(spec):
         "warmup_steps": spec["warmup_steps"],
         "decay_start": spec["decay_start"],
         "seed": spec["seed"],
-        "device": "cpu",
+        "device": spec["device"],
     }
     if spec["lr"] is not None:
         options["lr"] = spec["lr"]
@@ -65,7 +65,7 @@ def learning(spec, rows, order):
     seconds = time.perf_counter() - start
     trainer.ae.scale_biases(scale)
     folder = Path(spec["folder"])
-    torch.save(trainer.ae.state_dict(), folder / "ae.pt")
+    torch.save(trainer.ae.cpu().state_dict(), folder / "ae.pt")
     (folder / "config.json").write_text(json.dumps({"trainer": trainer.config, "buffer": {}}))
     return seconds, trainer.lr
 
@@ -81,7 +81,7 @@ def saelens(spec, rows, order):
     sizes = {"d_in": spec["width"], "d_sae": spec["latents"], "k": spec["k"]}
     torch.manual_seed(spec["seed"])
     config = config_class(**sizes, normalize_activations="expected_average_only_in")
-    sae = sae_class(config)
+    sae = sae_class(config).to(spec["device"])
     lr = spec["lr"] or 3e-4
     batches = order.split(spec["batch_rows"])
     start = [0.0]
@@ -100,6 +100,7 @@ def saelens(spec, rows, order):
         lr_warm_up_steps=spec["warmup_steps"],
         lr_decay_steps=spec["steps"] - spec["decay_start"],
         autocast=spec["autocast"],
+        device=spec["device"],
         n_batches_for_norm_estimate=min(SCALE_BATCHES, len(batches)),
     )
     sae = SAETrainer(settings, sae, provider()).fit()
