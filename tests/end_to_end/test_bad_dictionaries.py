@@ -53,8 +53,8 @@ def half_a_group(made):
         return
     ids = opened.row_ids()
     first = ids[ids < opened.part_stride]
-    with opened.writer("half", columns={"y": "float32[8]"}, recipe={"by": "hand"}) as writer:
-        writer.put(first, {"y": np.zeros((len(first), 8), np.float32)})
+    with opened.writer("half", columns={"y": "float32[32]"}, recipe={"by": "hand"}) as writer:
+        writer.put(first, {"y": np.zeros((len(first), 32), np.float32)})
 
 
 def another_run(made, tmp_path):
