@@ -42,6 +42,7 @@ from jobs.dictionaries.array_feed import ArrayFeed
 from jobs.dictionaries.calibration import calibrate_threshold
 from jobs.dictionaries.config import TrainConfig
 from jobs.dictionaries.evaluate import EvalPartial
+from jobs.dictionaries.schedule import peak_lr
 from jobs.dictionaries.train import train
 from jobs.export.dictionaries.dictionary_learning import DictionaryLearning
 from jobs.export.dictionaries.saelens import SaeLens
@@ -202,7 +203,7 @@ def dictionaries(
     ours = train(feed, cfg, ops=chooser.build(choice), device=arguments.device)
     yield {
         "library": "actlake",
-        "lr": max(entry["lr"] for entry in ours.history),
+        "lr": peak_lr(cfg),
         "rows_per_second": ours.history[-1]["rows_per_second"],
         "book": ours.codebook,
     }

@@ -1,4 +1,4 @@
-"""What is expected of members beside one another, on rows whose making is known: A3 to A6, A7 by resampling, A9.
+"""What is expected of members beside one another, on rows whose making is known: A3, A4, A6, A9.
 
 Bounds are the mean of three seeds less (or plus) three standard deviations, measured once; an expectation that does not
 hold is stated where it is tested.
@@ -91,6 +91,23 @@ def hierarchy(seed):
     return found
 
 
+SEEDS = pytest.mark.parametrize("seed", [0, 1, 2])
+
+
+@SEEDS
+def test_prefixes_keep_parents_whole(seed):
+    """A3: Matryoshka tells parents by F1 .951, .981, .937, BatchTopK by .864, .883, .881.
+
+    BatchTopK's parents are silent on a quarter of the rows with a child (recall .714, .747, .747; below .7 was expected),
+    Matryoshka's on a twelfth; it leaves 17, 36 and 4 % more unexplained, where at most 10 % were expected.
+    """
+    found = hierarchy(seed)
+    f1, recall, fvu = zip(found["batch_topk"], found["matryoshka"], strict=True)
+    assert f1[1] > 0.89 > f1[0]
+    assert recall[0] < 0.8 < recall[1]
+    assert 1.0 < fvu[1] / fvu[0] < 1.7
+
+
 # -- A4 ------------------------------------------------------------------------------------------------
 
 
@@ -121,39 +138,17 @@ def imbalance(seed):
     return found
 
 
-# -- A5 ------------------------------------------------------------------------------------------------
+@SEEDS
+def test_rare_features_keep_latents_only_where_something_revives_them(seed):
+    """A4: dead latents are a quarter without AuxK, .066, .094, .066 with it, .047, .051, .027 with MinFire's guarantees.
 
-LOUD = QUIET = 24
-
-
-def loud_and_quiet(count, seed, *, made=0, width=64):
-    """Rows of loud directions without effect and quiet ones with it, orthonormal; the loss is linear in the quiet."""
-    generator = torch.Generator().manual_seed(made)
-    directions = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q[: LOUD + QUIET]
-    generator = torch.Generator().manual_seed(1000 + seed)
-    fires = torch.rand(count, LOUD + QUIET, generator=generator) < 4 / LOUD
-    size = 0.75 + 0.5 * torch.rand(count, LOUD + QUIET, generator=generator)
-    size[:, LOUD:] *= 0.4
-    effect = directions[LOUD:].sum(0).expand(count, width).contiguous()
-    return (fires * size) @ directions, effect, directions
-
-
-def effects(seed):
-    rows, g, directions = loud_and_quiet(100_000, seed, made=seed)
-    held_out, _, _ = loud_and_quiet(20_000, 77, made=seed)
-    found = {}
-    for kind, variant in (("topk", {}), ("g_sae", {"weight": 4.0})):
-        feed = ArrayFeed(rows, BATCH, seed, g=g if kind == "g_sae" else None)
-        book = trained(
-            kind, feed, latents=LOUD + QUIET, k=4, seed=seed, variant=variant, steps=1000
-        )
-        near = (directions @ book.W_dec_LD.t()).amax(1) > 0.9
-        found[kind] = (
-            float(near[LOUD:].float().mean()),
-            float(near[:LOUD].float().mean()),
-            scored(book, held_out).fvu,
-        )
-    return found
+    That is three to four times fewer, not five, and not none with guarantees, which end with the last tenth of the run.
+    """
+    found = imbalance(seed)
+    assert found["without"][0] > 0.2
+    assert found["auxk"][0] < 0.12
+    assert found["minfire"][0] < 0.08
+    assert found["minfire"][1] < found["auxk"][1] < 0.75 * found["without"][1]
 
 
 # -- A6 ------------------------------------------------------------------------------------------------
@@ -177,28 +172,17 @@ def crowded(seed):
     return found
 
 
-# -- A7, by resampling ----------------------------------------------------------------------------------
+@SEEDS
+def test_the_more_features_a_dimension_the_fewer_are_matched(seed):
+    """A6: TopK .988, .974, .965 at two, four and eight features a dimension, BatchTopK .939, .816, .664.
 
-
-def resampled(seed):
-    """Share of dead latents of BatchTopK without AuxK, started so that many die, without and with resampling."""
-    rows, _, _ = zipf_rows(150_000, seed, made=seed, features=128, width=64)
-    found = {}
-    for name, every in (("without", None), ("with", 300)):
-        book = trained(
-            "batch_topk",
-            ArrayFeed(rows, BATCH, seed),
-            latents=256,
-            k=4,
-            steps=2000,
-            seed=seed,
-            variant={"aux_weight": 0.0},
-            resample_every=every,
-            dead_rows=50 * BATCH,
-            lr=0.03,
-        )
-        found[name] = scored(book, rows[:50_000]).dead / 256
-    return found
+    That TopK does no worse than BatchTopK here contradicts what is expected of hierarchical rows; these have none.
+    """
+    found = crowded(seed)
+    for kind, least in (("topk", 0.95), ("batch_topk", 0.63)):
+        values = [found[kind, times] for times in (2, 4, 8)]
+        assert values[0] > values[2] > least
+    assert found["topk", 8] > found["batch_topk", 8]
 
 
 # -- A9 ------------------------------------------------------------------------------------------------
@@ -276,3 +260,18 @@ def skipped(seed, *, width=32):
     none = torch.zeros(20_000, dtype=torch.int64).numpy()
     fvu = [evaluate(one, [(x[:20_000], none, None, feed.y[:20_000])]).fvu for one in (book, plain)]
     return float((book.W_skip_DE - a).norm() / a.norm()), *fvu
+
+
+@SEEDS
+def test_a_crosscoder_tells_which_column_a_latent_is_of(seed):
+    """Relative norms within .05 of 0, ½ and 1 for private and shared directions; measured: within .012."""
+    for relative, wanted in zip(shared_and_private(seed), (0.0, 0.5, 1.0), strict=True):
+        assert float((relative - wanted).abs().max()) < 0.05
+
+
+@SEEDS
+def test_a_skip_takes_what_is_linear(seed):
+    """The map within .1 of the true one (measured: .001), and the ReLU part by the latents; without a skip FVU is .35."""
+    away, fvu, without = skipped(seed)
+    assert away < 0.1
+    assert fvu < 0.01 < 0.3 < without
