@@ -289,6 +289,12 @@ class Result:
             )
 
 
+def finished(directory: str | Path, verb: str, config: Mapping[str, Any]) -> bool:
+    """Return whether `Result.create` would find a result that is done; nothing is written."""
+    path = Path(directory) / "results" / f"{verb}-{config_hash(config)[:8]}"
+    return (path / "card.json").exists() and Result.open(path).done
+
+
 def _refuse_other(
     path: Path, held: RunCard, *, verb: str, config: str, store: str | None, pin: str | None
 ) -> None:

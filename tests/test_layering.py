@@ -35,7 +35,7 @@ ALLOWED = {
 """What a package may import of ours."""
 
 DOORS = {
-    "ray": ("jobs.runtimes.ray",),
+    "ray": ("jobs.runtimes.ray", "jobs.runtimes.ray_train"),
     "zarr": ("store.codecs", "jobs.export"),
     "numcodecs": ("store.codecs", "jobs.export"),
     "pyarrow": ("store.tables", "store.conditions", "ingest.sources"),
@@ -47,6 +47,9 @@ DOORS = {
     "datasets": ("ingest.sources.huggingface",),
     "PIL": ("ingest.models.pictures", "ingest.models.toy"),
     "torch": ("ingest", "jobs"),
+    "tensorboardX": ("jobs.dictionaries.trackers",),
+    "wandb": ("jobs.dictionaries.trackers",),
+    "trackio": ("jobs.dictionaries.trackers",),
     "tyro": ("jobs.cli", "jobs.config", "jobs.progress"),
     "rich": ("jobs.cli", "jobs.config", "jobs.progress"),
     "yaml": ("jobs.cli", "jobs.config", "jobs.progress"),

@@ -12,7 +12,7 @@ from jobs.config.placement import Placed
 class Train(Placed):
     """Train dictionaries on stored sites, all on one reading of the rows; commas make a grid.
 
-    With --runtime ray every worker is a rank that gets its rows of each batch.
+    With --runtime ray every worker is a rank that gets its rows of each batch; a stop there goes back to the last checkpoint.
 
     Example: actlake train ./store --site blocks.3.resid_post --latents 4k,16k --k 32,64 --out ./runs
     """
@@ -88,10 +88,10 @@ class Eval(Placed):
     features found and fired with; stability: latents matched with those of --against."""
     model: str | None = None
     """behaviour: folder or hub id of the model; default: as the store names it."""
-    sequences: int = 256
-    """behaviour: sequences the model runs on."""
-    device: str = "cpu"
-    """behaviour: where the model runs."""
+    sequences: int | None = None
+    """behaviour: sequences the model runs on; default 256."""
+    device: str | None = None
+    """behaviour: where the model runs; default cpu."""
     label: str | None = None
     """probing: what is told apart: truth, or a column of the tokens (token_id, doc_id); default: truth where it is
     known, else token_id."""

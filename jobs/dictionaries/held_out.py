@@ -22,7 +22,7 @@ from jobs.dictionaries.suite import Asked, Suite, suites_of
 from jobs.dictionaries.suites.truth import directions, true_features
 from jobs.errors import JobError
 from jobs.feed import usual_rows
-from jobs.results import Result
+from jobs.results import Result, finished
 from jobs.run import map_merge
 from jobs.runtimes.in_process import InProcess
 from jobs.sequences import made_by
@@ -83,8 +83,9 @@ def evaluate_on(
         described["suites"] = [{"kind": one.kind, **one.described()} for one in beyond]
     if targets:
         described["targets"] = list(targets)
-    computed = [one.prepare(asked) for one in beyond]
     pin = pin_of(store, *columns, *targets)
+    done = finished(out, "eval", described)
+    computed = [one.prepare(asked) for one in beyond] if not done else []
     result = Result.create(out, "eval", described, store=store.id, pin=pin)
     if not result.done:
         with result:

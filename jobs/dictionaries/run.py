@@ -46,17 +46,18 @@ class Recipe:
     gradient: str | None = None
     """Column of gradients by what it reads."""
 
+    def named(self) -> dict[str, Any]:
+        """Return the columns as a dictionary names them: ``site``, and a transcoder's ``targets``."""
+        targets = {"targets": list(self.targets)} if self.targets else {}
+        return {
+            "site": self.columns[0] if len(self.columns) == 1 else list(self.columns),
+            **targets,
+        }
+
     def described(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""
-        one = len(self.columns) == 1
-        more = {"targets": list(self.targets)} if self.targets else {}
-        if self.gradient is not None:
-            more["gradient"] = [self.gradient]
-        return {
-            "site": self.columns[0] if one else list(self.columns),
-            **more,
-            "train": self.config.to_json(),
-        }
+        more = {} if self.gradient is None else {"gradient": [self.gradient]}
+        return {**self.named(), **more, "train": self.config.to_json()}
 
 
 def train_on(
@@ -126,11 +127,12 @@ def train_all(
     seed = recipes[0].config.seed if order_seed is None else order_seed
     window = window_rows or _shared_window(store, recipes)
     feeds = [_feed(store, recipe, seed, usual_rows(split), window) for recipe in recipes]
+    held_out = [_held_out(store, recipe) if keep_best else [] for recipe in recipes]
     with ExitStack() as stack:
         results: list[Result] = []
         if ranks.rank == 0:
             results = [
-                _result(store, recipe, feed, out, split, window_rows)
+                _result(store, recipe, feed, out, split, window_rows, keep_best=keep_best)
                 for recipe, feed in zip(recipes, feeds, strict=True)
             ]
             for result in results:
@@ -139,11 +141,11 @@ def train_all(
         seats = _seats(recipes, feeds, results, chooser, ranks)
         if not all(seat.done for seat in seats):
             tracks = [
-                Tracks(() if result.done else trackers, result, recipe.described())
+                stack.enter_context(
+                    Tracks(() if result.done else trackers, result, recipe.described())
+                )
                 for result, recipe in zip(results, recipes, strict=False)
             ]
-            for one in tracks:
-                stack.callback(one.close)
             _train(
                 recipes,
                 feeds,
@@ -155,7 +157,7 @@ def train_all(
                 chooser=chooser,
                 device=device,
                 ranks=ranks,
-                keep_best=keep_best,
+                held_out=held_out,
             )
     told_by_first("written", ranks)
     return [(load(seat.path), Result.open(seat.path)) for seat in seats]
@@ -204,7 +206,7 @@ def _train(
     chooser: OpsChooser | None,
     device: str,
     ranks: Ranks,
-    keep_best: bool,
+    held_out: Sequence[Sequence[Batch]],
 ) -> None:
     """Train what is not finished yet and write it down."""
     calibrated: dict[str, Calibration] = {}
@@ -230,7 +232,8 @@ def _train(
             log_every=max(1, recipe.config.steps // CURVE_POINTS),
             calibrated=calibrated,
             ranks=ranks,
-            held_out=_held_out(feed, recipe) if keep_best and ranks.rank == 0 else (),
+            held_out=held_out[at] if ranks.rank == 0 else (),
+            meta=recipe.named(),
         )
     several = list(runs.values())
     start = min((run.step for run in several if not run.done), default=0)
@@ -239,12 +242,12 @@ def _train(
     trained = train_together(several, batches, start=start, should_stop=should_stop)
     for at, one in zip(runs, trained, strict=True):
         if one.state["finished"] and ranks.rank == 0:
-            _write(recipes[at], results[at], one)
+            _write(results[at], one)
     if not all(one.state["finished"] for one in trained):
         raise KeyboardInterrupt
 
 
-def _held_out(feed: StoreFeed, recipe: Recipe) -> list[Batch]:
+def _held_out(store: Store, recipe: Recipe) -> list[Batch]:
     """Return batches of split ``val`` of the columns a recipe trains on.
 
     Raises
@@ -252,25 +255,23 @@ def _held_out(feed: StoreFeed, recipe: Recipe) -> list[Batch]:
     JobError
         ``no-held-out``: the split has less than a batch.
     """
-    found = _feed(feed.store, recipe, 0, usual_rows("val"), None)
-    if found.rows < recipe.config.batch_rows:
+    rows = recipe.config.batch_rows
+    try:
+        found = _feed(store, recipe, 0, usual_rows("val"), None)
+    except JobError as error:
+        if error.kind != "too-few-rows":
+            raise
         raise JobError(
-            f"the best dictionary was to be told on split val of {feed.store.url}, which has {found.rows:,} ordinary rows, "
-            f"less than a batch of {recipe.config.batch_rows:,}. No step was taken. Take smaller batches (--batch-rows), "
-            "or leave --keep-best out.",
+            f"the best dictionary was to be told on split val of {store.url}, which has less than a batch of {rows:,} ordinary "
+            "rows. Nothing was written. Take smaller batches (--batch-rows), or leave --keep-best out.",
             kind="no-held-out",
-        )
-    count = min(HELD_OUT_BATCHES, found.rows // recipe.config.batch_rows)
-    return list(islice(found.batches(0), count))
+        ) from error
+    return list(islice(found.batches(0), min(HELD_OUT_BATCHES, found.rows // rows)))
 
 
-def _write(recipe: Recipe, result: Result, trained: Trained) -> None:
-    meta: dict[str, Any] = {"site": recipe.described()["site"]}
-    if recipe.targets:
-        meta["targets"] = list(recipe.targets)
-    book = dataclasses.replace(trained.codebook, meta={**trained.codebook.meta, **meta})
+def _write(result: Result, trained: Trained) -> None:
     result.write_table("curve", curve(trained.history))
-    for name, data in book.to_bytes().items():
+    for name, data in trained.codebook.to_bytes().items():
         result.write_file(name, data)
 
 
@@ -313,8 +314,12 @@ def _result(
     out: str | Path,
     split: str | None,
     window_rows: int | None,
+    *,
+    keep_best: bool,
 ) -> Result:
+    kept: dict[str, Any] = {"keep_best": True} if keep_best else {}
     described = {
+        **kept,
         **recipe.described(),
         "split": split,
         "feed": {**feed.state(), "window_rows": window_rows},

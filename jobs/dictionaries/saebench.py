@@ -72,8 +72,8 @@ def core_file(
 def _config(model: str, more: Mapping[str, float]) -> dict[str, Any]:
     return {
         "model_name": model,
-        "n_eval_reconstruction_batches": int(more["behaviour_sequences"]),
-        "batch_size_prompts": 1,
+        "n_eval_reconstruction_batches": 1,
+        "batch_size_prompts": int(more["behaviour_sequences"]),
         "compute_kl": True,
         "compute_ce_loss": True,
         "compute_l2_norms": True,
@@ -109,7 +109,7 @@ def _metrics(found: EvalResult, more: Mapping[str, float], book: Codebook) -> di
             "l2_norm_in": found.norm_in,
             "l2_norm_out": found.norm_out,
             "l2_ratio": found.shrinkage,
-            "relative_reconstruction_bias": 1 / found.relative_bias,
+            "relative_reconstruction_bias": 1 / (found.relative_bias or np.nan),
         },
         "sparsity": {"l0": found.l0, "l1": found.l1},
         "token_stats": {

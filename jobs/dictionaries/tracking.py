@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from jobs.results import Result
 from store.registry import Registry
@@ -60,17 +60,19 @@ def trackers_of(names: Sequence[str]) -> list[Tracker]:
 
 
 class Tracks:
-    """All trackers of one run, closed together."""
+    """All trackers of one run, closed together; one that fails is left out from then on, and the run's own log says so."""
 
     def __init__(
         self, trackers: Sequence[Tracker], result: Result, config: Mapping[str, Any]
     ) -> None:
-        self._stack = ExitStack()
-        self._open: list[Track] = []
-        for tracker in trackers:
-            track = tracker.open(result.path.name, str(result.path), config)
-            self._stack.callback(track.close)
-            self._open.append(track)
+        self._result = result
+        self._open: dict[str, Track] = {}
+        try:
+            for tracker in trackers:
+                self._open[tracker.kind] = tracker.open(result.path.name, str(result.path), config)
+        except BaseException:
+            self.close()
+            raise
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Hand on an entry of a history."""
@@ -79,9 +81,21 @@ class Tracks:
             for name, value in entry.items()
             if isinstance(value, int | float) and name != "step"
         }
-        for track in self._open:
-            track.log(int(entry["step"]), figures)
+        for kind, track in list(self._open.items()):
+            try:
+                track.log(int(entry["step"]), figures)
+            except Exception as error:  # noqa: BLE001 - whatever a tracker's package raises, training goes on
+                del self._open[kind]
+                self._result.log({"tracker": kind, "lost": f"{type(error).__name__}: {error}"})
 
     def close(self) -> None:
         """Close all of them."""
-        self._stack.close()
+        with ExitStack() as stack:
+            for track in self._open.values():
+                stack.callback(track.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

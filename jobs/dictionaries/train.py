@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -78,6 +78,8 @@ class Run:
         Latents are shared out by the number of ranks a run began with, each of which keeps checkpoints of its own.
     held_out
         Batches on which every checkpoint is scored, frozen; the one with the least FVU there is kept in ``out/best``.
+    meta
+        What the frozen dictionary says of its columns.
 
     Raises
     ------
@@ -103,6 +105,7 @@ class Run:
         ranks: Ranks = ALONE,
         by: str = "rows",
         held_out: Sequence[Batch] = (),
+        meta: Mapping[str, Any] | None = None,
     ) -> None:
         require("by", by, "rows or latents", holds=by in {"rows", "latents"})
         whole = not held_out or by == "rows"
@@ -114,7 +117,7 @@ class Run:
         seat = f"checkpoints-{ranks.rank}-of-{ranks.world}" if self._own else "checkpoints"
         self._saves = Checkpoints(out, recipe, seat)
         self.history: list[dict[str, Any]] = []
-        self._held_out, self._out = held_out, out
+        self._held_out, self._out, self.meta = held_out, out, dict(meta or {})
         self.best: dict[str, Any] | None = None
         kept = self._saves.latest() if resume else None
         if kept is None:
@@ -343,6 +346,7 @@ def frozen(run: Run, threshold_rows: int) -> Codebook:
             median_norm=learner.calibration.median_norm,
             threshold_ema=learner.raw_threshold(learner.threshold),
             **_columns(learner.calibration.widths),
+            **run.meta,
         )
 
 

@@ -6,20 +6,25 @@ What they do is one function, the same as under torchrun or alone; it must take 
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+import uuid
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jobs.codebook import write_atomic
 from jobs.errors import JobError
 from jobs.runtimes.post import first_line, set_threads
 from jobs.runtimes.ray import Ray
+from store.errors import ActlakeError
 
 RESTARTS = 3
 """Times all processes are started anew after one died."""
 FOLDER = ".ray_train"
+REFUSED = "refused.pickle"
 
 
 def as_ranks(
@@ -39,11 +44,13 @@ def as_ranks(
 
     Raises
     ------
+    ActlakeError
+        What the work itself refused on some rank, as it is.
     JobError
         ``ranks-failed``: the work failed on some rank, the last of ``restarts`` + 1 times.
     """
     ask, fit = runtime.start()
-    records = Path(folder).resolve() / FOLDER
+    records = Path(folder).resolve() / f"{FOLDER}-{uuid.uuid4().hex[:12]}"
     records.mkdir(parents=True, exist_ok=True)
     answer = records / "answer.json"
     try:
@@ -58,6 +65,9 @@ def as_ranks(
             trainer.fit()
         return json.loads(answer.read_text())
     except Exception as error:  # whatever a worker raised, wrapped in Ray's own
+        refused = records / REFUSED
+        if refused.exists():
+            raise pickle.loads(refused.read_bytes()) from error
         raise JobError(
             f"processes of Ray Train were to work as one; one failed {restarts + 1} times: {_cause(error)}. What was saved "
             "until then stands: the same command goes on from there.",
@@ -84,7 +94,14 @@ def _on_rank(work: Callable[[], Any], threads: float, path: Path) -> None:
     from ray.train import get_context
 
     set_threads(int(threads))
-    answer = work()
+    refused = path.with_name(REFUSED)
+    if refused.exists():
+        raise pickle.loads(refused.read_bytes())
+    try:
+        answer = work()
+    except ActlakeError as error:  # starting anew would not help; the driver raises it as it is
+        write_atomic(refused, pickle.dumps(error))
+        raise
     if get_context().get_world_rank() == 0:
         path.write_text(json.dumps(answer))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,13 @@ def train(config: settings.Train, context: Context) -> Answer:
 
     runtime = chosen(config, gpus=float(config.device.startswith("cuda")))
     if isinstance(runtime, Ray):
+        from jobs.dictionaries.run import check_memory
+        from jobs.dictionaries.tracking import trackers_of
         from jobs.runtimes.ray_train import as_ranks
 
-        recipes_of(_opened(config), config)  # refused here, not by every worker
+        config = replace(config, url=_absolute(config.url), out=_absolute(config.out))
+        check_memory(_opened(config), recipes_of(_opened(config), config))  # not by every worker
+        trackers_of(config.track or ())
         with runtime:
             answers = as_ranks(runtime, partial(train_here, config), config.out)
     else:
@@ -92,6 +97,11 @@ def train_here(
     ]
 
 
+def _absolute(place: str) -> str:
+    """Return a path as every process finds it; an address of a bucket stays what it is."""
+    return place if "://" in place else str(Path(place).resolve())
+
+
 def _opened(config: settings.Train) -> Store:
     from store import open as open_store
 
@@ -153,21 +163,35 @@ TOLD = (
 """Figures of suites that are printed; all of them are in the result."""
 
 
-def _suites_of(config: settings.Eval) -> list[Any]:
-    """Return the suites named, each with its settings."""
-    from jobs.dictionaries.run import load
-    from jobs.dictionaries.suites.behaviour import Behaviour
-    from jobs.dictionaries.suites.probing import Probing
-    from jobs.dictionaries.suites.stability import Stability
+FLAGS = {
+    "behaviour": ("model", "sequences", "device"),
+    "probing": ("label",),
+    "stability": ("against",),
+}
+"""Flags of one suite."""
 
-    made: dict[str, Callable[[], Any]] = {
-        "behaviour": lambda: Behaviour(
-            model=config.model, sequences=config.sequences, device=config.device
-        ),
-        "probing": lambda: Probing(label=config.label),
-        "stability": lambda: Stability(against=tuple(load(path) for path in config.against)),
-    }
-    return [made[name]() if name in made else name for name in config.suite]
+
+def _suites_of(config: settings.Eval) -> list[Any]:
+    """Return the suites named, each with its settings; a setting of another is refused."""
+    from jobs.dictionaries.run import load
+    from jobs.dictionaries.suite import SUITES
+
+    for suite, names in FLAGS.items():
+        said = [name for name in names if getattr(config, name)]
+        if said and suite not in config.suite:
+            raise UsageError(
+                f"--{said[0]} is about suite {suite}, and the suites asked for are {', '.join(config.suite)}. Nothing was "
+                f"started. Say --suite {','.join((*config.suite, suite))}, or leave it out.",
+                kind="unknown-field",
+            )
+    found: list[Any] = []
+    for name in config.suite:
+        said_of = {flag: getattr(config, flag) for flag in FLAGS.get(name, ())}
+        if name == "stability":
+            said_of["against"] = tuple(load(path) for path in config.against)
+        given = {flag: value for flag, value in said_of.items() if value is not None}
+        found.append(SUITES.get(name)(**given) if given else name)
+    return found
 
 
 def _columns_of(
@@ -194,14 +218,16 @@ def _site_of(meta: Mapping[str, Any], site: str | None) -> str:
         )
     if found is None:
         raise UsageError(
-            "the dictionary does not say which site it is of. Nothing was started. Say --site GROUP:SITE."
+            "the dictionary does not say which site it is of. Nothing was started. Say --site GROUP:SITE, "
+            "and --target where it is a transcoder."
         )
     return str(found)
 
 
 def _results_home(path: Path) -> Path:
-    """Return the folder whose ``results/`` a result lies in, else the current one."""
-    return path.resolve().parent.parent if path.resolve().parent.name == "results" else Path()
+    """Return the folder whose ``results/`` a dictionary lies in, else the current one."""
+    above = (parent for parent in path.resolve().parents if parent.name == "results")
+    return next((parent.parent for parent in above), Path())
 
 
 def encode(config: settings.Encode, context: Context) -> Answer:

@@ -123,6 +123,16 @@ CASES = {
         "width-mismatch",
         lambda made, tmp_path: book(48).save(tmp_path / "d"),
     ),
+    "a setting of a suite that was not asked for": (
+        ["eval", "{t}/d", "--on", "{s}", "--model", "/nowhere", "--out", "{t}/r"],
+        r"--model is about suite behaviour.*--suite core,behaviour",
+        lambda made, tmp_path: book(32).save(tmp_path / "d"),
+    ),
+    "the best on rows there are not": (
+        train("--latents", "16", "--k", "2", "--batch-rows", "512", "--keep-best"),
+        r"no-held-out.*split val.*--keep-best",
+        None,
+    ),
     "an imported file with code in it": (
         ["import", "dictionary_learning", "{t}/peer", "--out", "{t}/r"], "never run", pickled
     ),

@@ -92,7 +92,12 @@ class Replacement:
 
     def interventions(self) -> list[Intervention]:
         """Return what watches the sites that are read and puts the reconstruction in the place of the others."""
-        reading = Reading(widths=tuple(map(_size, self.shapes(self.reads))), sites=self.reads)
+        depth = {site: self.model.adapter.sites()[site].depth for site in self.reads}
+        reading = Reading(
+            sites=self.reads,
+            widths=tuple(map(_size, self.shapes(self.reads))),
+            first=min(depth, key=lambda site: depth[site]),
+        )
         found = [Intervention(site=one, op=_Watch(site=one, into=reading)) for one in self.reads]
         low = 0
         for site, shape in zip(self.rebuilds, self.shapes(self.rebuilds), strict=True):
@@ -109,6 +114,8 @@ class Reading:
 
     sites: tuple[str, ...]
     widths: tuple[int, ...]
+    first: str
+    """The site the model computes before the others."""
     seen: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, count: int) -> Tensor:
@@ -117,7 +124,7 @@ class Reading:
         No latent that writes where these rows are used reads those (``check_order``).
         """
         pairs = zip(self.sites, self.widths, strict=True)
-        zeros = next(iter(self.seen.values())).new_zeros
+        zeros = self.seen[self.first].new_zeros
         held = [self.seen[s] if s in self.seen else zeros(count, w) for s, w in pairs]
         return torch.cat(held, dim=1).float()
 
@@ -133,7 +140,7 @@ class _Watch:
 
     def apply(self, x: Tensor, values: Tensor | None) -> Tensor:
         del values
-        if self.site == self.into.sites[0]:
+        if self.site == self.into.first:
             self.into.seen.clear()  # a new forward
         self.into.seen[self.site] = x.flatten(0, 1).flatten(1)
         return x

@@ -1,8 +1,8 @@
 """Classes of rows told apart by few latents: a logistic probe on the one, two or five best.
 
-One pool of rows serves all classes. Sequences are shared out between choosing and fitting on one side and scoring on the
-other, so that no probe is scored on neighbours of what it learnt from. Beside every figure stands the same probe on
-as many channels of the row itself: what a dictionary has to beat.
+One pool of rows serves all classes. Documents are shared out between choosing and fitting on one side and scoring on the
+other, so that no probe is scored on neighbours of what it learnt from; where documents are what is told apart, sequences
+are. Beside every figure stands the same probe on as many channels of the row itself: what a dictionary has to beat.
 
 Dimensions: R rows, L latents, D width, K features of a probe, C classes.
 """
@@ -86,7 +86,7 @@ class Probing:
             )
         planted = true_features(store, asked.columns[0]) is not None and TRUTH in store.groups
         label = label or ("truth" if planted else "token_id")
-        known = ("truth", *COLUMNS)
+        known = ("truth", *(name for name in COLUMNS if name not in ("seq_id", "split")))
         if label not in known or (label == "truth" and not planted):
             found = "whose features are not known" if label == "truth" else "which has none such"
             raise JobError(
@@ -108,7 +108,7 @@ class Pool:
     is_class: csc_matrix
     """Which rows belong to which class, [R, C]."""
     test: Array
-    """Rows that score, bool [R]; whole sequences."""
+    """Rows that score, bool [R]; whole documents, or sequences."""
 
 
 def _figures(asked: Asked, probing: Probing, label: str) -> dict[str, float]:
@@ -188,7 +188,8 @@ def pool_of(asked: Asked, probing: Probing, label: str) -> Pool:
     JobError
         ``too-few-rows``: there is none.
     """
-    extra = ["seq_id", *([] if label == "truth" else [label])]
+    unit = "seq_id" if label == "doc_id" else "doc_id"
+    extra = [unit, *([] if label == "truth" else [label])]
     parts, drawn = _drawn(asked, extra, probing.rows)
     if not drawn:
         raise JobError(
@@ -208,7 +209,7 @@ def pool_of(asked: Asked, probing: Probing, label: str) -> Pool:
         x=x_RD,
         codes=_sparse(asked.book, x_RD),
         is_class=is_class,
-        test=_half(np.concatenate([block.tokens["seq_id"] for block in drawn])),
+        test=_half(np.concatenate([block.tokens[unit] for block in drawn])),
     )
 
 
@@ -258,9 +259,9 @@ def _commonest(row_N: Array, mark_N: Array, rows: int, classes: int) -> csc_matr
     return csc_matrix((np.ones(len(at[0])), at), (rows, len(best)))
 
 
-def _half(sequence_R: Array) -> Array:
-    """Return which rows are of every second sequence, drawn, bool [R]."""
-    every, which = np.unique(sequence_R, return_inverse=True)
+def _half(unit_R: Array) -> Array:
+    """Return which rows are of every second document or sequence, drawn, bool [R]."""
+    every, which = np.unique(unit_R, return_inverse=True)
     second: Array = np.random.default_rng(1).permutation(len(every)) % 2 == 0
     return second[which]
 

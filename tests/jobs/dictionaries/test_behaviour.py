@@ -325,3 +325,40 @@ def test_sae_bench_finds_its_file_with_every_field_it_asks_for(held, model, tmp_
     assert metrics["token_stats"]["total_tokens_eval_sparsity_variance"] == len(x)
     silent = evaluate_on(held, SITE, dictionary, tmp_path / "core", split=None)
     assert not (silent.path / "saebench_core_eval_results.json").exists()
+
+
+def test_columns_may_be_named_in_any_order(held, model, tmp_path):
+    """Inputs of both blocks, the later one named first, rebuild the output of the later."""
+    width = held.column(INNER).shape[0]
+    dictionary = book(2 * width, width, seed=4)
+
+    def change(network, ordinary):
+        seen = []
+
+        def first(module, args, out):
+            del module, out
+            seen.append(args[0][0])
+
+        def second(module, args, out):
+            del module
+            new = dictionary.reconstruct(torch.cat([args[0][0], seen[0]], dim=1))
+            return torch.where(ordinary[:, None], new, out[0])[None]
+
+        return [
+            network.model.layers[0].mlp.register_forward_hook(first),
+            network.model.layers[1].mlp.register_forward_hook(second),
+        ]
+
+    reads = (INNER, "blocks.0.mlp.in")
+    result = evaluate_on(
+        held, reads, dictionary, tmp_path, targets=[LATER], split=None, suites=["behaviour"]
+    )
+    assert figures(result)["ce_sae"] == pytest.approx(by_hand(held, model, change)[0], rel=1e-5)
+
+
+def test_a_finished_result_is_read_without_the_model(held, tmp_path):
+    dictionary = book(held.column(SITE).shape[0])
+    options = {"split": None, "suites": [Behaviour(sequences=2)]}
+    first = evaluate_on(held, SITE, dictionary, tmp_path, **options)
+    gone = {**options, "suites": [Behaviour(sequences=2, model="/nowhere")]}
+    assert figures(evaluate_on(held, SITE, dictionary, tmp_path, **gone)) == figures(first)

@@ -59,8 +59,8 @@ def test_the_true_dictionary_tells_features_by_one_latent_and_channels_do_not(pl
 
 
 def test_labels_that_say_nothing_are_told_by_chance(planted, tmp_path):
-    """Documents of planted rows are alike: no latent tells one from another."""
-    asked = Probing(label="split", rows=8000)
+    """Positions of planted rows are alike: no latent tells one from another."""
+    asked = Probing(label="pos", classes=8, rows=12_000)
     result = evaluate_on(
         planted, "x", book(features_of(planted)), tmp_path, split=None, suites=[asked]
     )
@@ -91,7 +91,8 @@ def test_the_strongest_differ_most_in_mean_and_a_probe_scores_what_it_did_not_fi
 
 REFUSED = {
     "a label nobody knows": ({"label": "mood"}, "unknown-label.*token_id"),
-    "a class without rows": ({"label": "seq_id", "rows": 400}, "too-few-rows.*seq_id"),
+    "sequences, each on one side": ({"label": "seq_id"}, "unknown-label.*token_id"),
+    "a class without rows": ({"label": "pos", "rows": 400}, "too-few-rows.*pos"),
     "too few rows": ({"rows": 10}, "bad-number"),
 }
 

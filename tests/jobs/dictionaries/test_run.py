@@ -1,5 +1,6 @@
 """From a store to a dictionary: the same bits from stores that say the same, resumable, checked against truth."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from ingest.sources import SOURCES
 from jobs.codes import PlainCodeOps
 from jobs.dictionaries import TrainConfig
 from jobs.dictionaries.held_out import against_truth, evaluate_on, figures
-from jobs.dictionaries.run import load, train_on
+from jobs.dictionaries.run import Recipe, load, train_all, train_on
 from jobs.errors import JobError
 from jobs.runtimes.in_process import InProcess
 
@@ -160,3 +161,20 @@ def test_too_few_rows_are_refused_before_anything_is_written(opened, tmp_path):
     with pytest.raises(JobError, match="too-few-rows"):
         train_on(opened, "x", config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_best_dictionary_says_what_it_is_of_and_is_a_result_of_its_own(opened, tmp_path):
+    recipe = Recipe(
+        columns=("x",), config=dataclasses.replace(CONFIG, batch_rows=64), targets=("x",)
+    )
+    transcoder = {"kind": "transcoder", "latents": 64, "k": 3}
+    recipe = dataclasses.replace(
+        recipe, config=dataclasses.replace(recipe.config, variant=transcoder)
+    )
+    plain = train_all(opened, [recipe], tmp_path)[0][1]
+    result = train_all(opened, [recipe], tmp_path, keep_best=True)[0][1]
+    assert result.path != plain.path
+    best = load(result.path / "best")
+    assert (best.meta["site"], best.meta["targets"]) == ("x", ["x"])
+    assert best.meta["best"]["step"] == CONFIG.steps
+    assert not (plain.path / "best").exists()
