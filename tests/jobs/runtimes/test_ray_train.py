@@ -86,5 +86,5 @@ def refuses():
 def test_what_fails_on_a_rank_is_said(two, tmp_path):
     with pytest.raises(JobError, match=r"^width-mismatch: width 3 was asked for"):
         as_ranks(two, refuses, tmp_path, restarts=1)
-    with pytest.raises(JobError, match=r"ranks-failed.*1 times.*division by zero"):
+    with pytest.raises(JobError, match=r"ranks-failed.*1 times.*modulo by zero"):
         as_ranks(two, partial(divmod, 1, 0), tmp_path, restarts=0)
