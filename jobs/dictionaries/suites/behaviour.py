@@ -53,6 +53,7 @@ class Behaviour:
     sequences: int = 256
     """Sequences it runs on, drawn from the split; all where there are fewer."""
     device: str = "cpu"
+    """Where it runs: cpu, cuda, cuda:1."""
 
     def __post_init__(self) -> None:
         if self.sequences < 1:

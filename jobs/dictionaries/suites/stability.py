@@ -15,7 +15,7 @@ from jobs.errors import JobError
 
 
 @SUITES.register("stability")
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stability:
     """Mean |cos| of the one-to-one matching of decoder rows with another dictionary's.
 
