@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +23,8 @@ class Trackio:
     def open(self, name: str, folder: str, config: Mapping[str, Any]) -> Track:
         """Begin or resume the run."""
         del folder
-        run = trackio.init(project="actlake", name=name, config=dict(config), resume="allow")
+        with redirect_stdout(sys.stderr):  # it greets; stdout is for one answer
+            run = trackio.init(project="actlake", name=name, config=dict(config), resume="allow")
         return _Run(run)
 
 
@@ -33,4 +36,9 @@ class _Run:
         self._run.log(dict(figures), step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        with redirect_stdout(sys.stderr):
+            self._run.finish()
+            with suppress(
+                RuntimeError
+            ):  # what it holds as current it ends, and says so, as the process does
+                trackio.finish()

@@ -20,7 +20,7 @@ class WandB:
 
     def open(self, name: str, folder: str, config: Mapping[str, Any]) -> Track:
         """Begin or resume the run; files are kept in the result's folder."""
-        settings = {"id": name, "name": name, "dir": folder, "config": dict(config)}
+        settings: dict[str, Any] = {"id": name, "name": name, "dir": folder, "config": dict(config)}
         project = wandb.setup().settings.project or "actlake"
         return _Run(wandb.init(project=project, resume="allow", reinit="create_new", **settings))
 

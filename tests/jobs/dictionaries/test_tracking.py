@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import sqlite3
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,15 +85,17 @@ def test_wandb_gets_a_run_of_the_results_name(held, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is not installed")
-def test_trackio_gets_a_run_of_the_results_name(held, tmp_path, monkeypatch):
-    import sqlite3
-
-    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
-    result = trained(held, tmp_path, ["trackio"])
-    (file,) = Path(tmp_path / "trackio").glob("*.db")
+def test_trackio_gets_a_run_of_the_results_name(held, tmp_path):
+    """In a process of its own: its folder is settled when it is imported."""
+    words = "train {} --site x --latents 32 --k 3 --rows 640 --batch-rows 64 --track trackio --out {} --json"
+    command = [sys.executable, "-m", "jobs.cli", *words.format(held.url, tmp_path).split()]
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    (answer,) = json.loads(done.stdout)
+    (file,) = (tmp_path / "trackio").glob("*.db")
     with sqlite3.connect(file) as base:
         names = {row[0] for row in base.execute("select run_name from metrics")}
-    assert names == {result.path.name}
+    assert names == {Path(answer["result"]).name}
 
 
 def test_what_is_not_there_is_refused_before_anything_is_written(held, tmp_path):
