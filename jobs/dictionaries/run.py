@@ -18,46 +18,21 @@ from jobs.codebook import Codebook
 from jobs.dictionaries.calibration import Calibration
 from jobs.dictionaries.config import OpsChooser, TrainConfig
 from jobs.dictionaries.ranks import ALONE, Ranks, told_by_first
+from jobs.dictionaries.recipe import Recipe, check_memory
 from jobs.dictionaries.tracking import Tracker, Tracks
 from jobs.dictionaries.train import Run, Trained, train_together
-from jobs.errors import JobError, RefusedError
+from jobs.errors import JobError
 from jobs.feed import StoreFeed, read_once, usual_rows
 from jobs.results import Result
 from store import Store, StoreError
 from store.conditions import Condition
-from store.windows import default_window_rows, free_memory_bytes
+from store.windows import default_window_rows
 
 CURVE_POINTS = 100
 HELD_OUT_BATCHES = 8
 WINDOW_FILE = "window.json"
 OPS_FILE = "ops.json"
 CURVE = ("step", "rows", "fvu", "l0", "dead", "threshold", "rows_per_second", "seconds")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What one dictionary is made of."""
-
-    columns: tuple[str, ...]
-    """Columns it reads, side by side."""
-    config: TrainConfig
-    targets: tuple[str, ...] = ()
-    """Columns it rebuilds; none: those it reads."""
-    gradient: str | None = None
-    """Column of gradients by what it reads."""
-
-    def named(self) -> dict[str, Any]:
-        """Return the columns as a dictionary names them: ``site``, and a transcoder's ``targets``."""
-        targets = {"targets": list(self.targets)} if self.targets else {}
-        return {
-            "site": self.columns[0] if len(self.columns) == 1 else list(self.columns),
-            **targets,
-        }
-
-    def described(self) -> dict[str, Any]:
-        """Return the recipe as JSON values."""
-        more = {} if self.gradient is None else {"gradient": [self.gradient]}
-        return {**self.named(), **more, "train": self.config.to_json()}
 
 
 def train_on(
@@ -327,37 +302,6 @@ def _result(
     pin = pin_of(store, *feed.names)
     seed = recipe.config.seed
     return Result.create(out, "train", described, store=store.id, pin=pin, seed=seed)
-
-
-def check_memory(store: Store, recipes: Sequence[Recipe]) -> None:
-    """Raise ``over-budget`` where the dictionaries cannot fit the memory that is free.
-
-    Counts weight matrices with gradients and two moments each, float32, and one batch.
-    """
-    need = 0
-    for recipe in recipes:
-        config = recipe.config
-        latents = config.build_variant().latents
-        width = sum(_width(store, name) for name in recipe.columns)
-        out_width = sum(_width(store, name) for name in recipe.targets) or width
-        moments = 2 * 4 if config.optimizer == "adam" else 2
-        need += (8 + moments) * latents * (width + out_width)
-        need += 4 * (width + out_width) * config.batch_rows
-    free = free_memory_bytes()
-    if need > free:
-        sizes = sorted({recipe.config.build_variant().latents for recipe in recipes})
-        many = f"{len(recipes)} dictionaries" if len(recipes) > 1 else "a dictionary"
-        raise RefusedError(
-            f"{many} of {', '.join(f'{size:,}' for size in sizes)} latents on "
-            f"{', '.join(recipes[0].columns)} ({_width(store, recipes[0].columns[0])} values a row) needs at least "
-            f"{need / 1e9:,.1f} GB to train; {free / 1e9:,.1f} GB are free. Nothing was written. Use fewer --latents, "
-            "fewer dictionaries at once, or another machine.",
-            kind="over-budget",
-        )
-
-
-def _width(store: Store, name: str) -> int:
-    return int(np.prod(store.column(name).shape))
 
 
 def _settled_window(result: Result, feed: StoreFeed) -> int:

@@ -15,7 +15,7 @@ from jobs.verbs.contract import Answer, Context
 from jobs.verbs.recipes import recipes_of
 
 if TYPE_CHECKING:
-    from jobs.dictionaries.run import Recipe
+    from jobs.dictionaries.recipe import Recipe
     from store import Store
 
 
@@ -27,7 +27,7 @@ def train(config: settings.Train, context: Context) -> Answer:
 
     runtime = chosen(config, gpus=float(config.device.startswith("cuda")))
     if isinstance(runtime, Ray):
-        from jobs.dictionaries.run import check_memory
+        from jobs.dictionaries.recipe import check_memory
         from jobs.dictionaries.tracking import trackers_of
         from jobs.runtimes.ray_train import as_ranks
 

@@ -11,7 +11,7 @@ from jobs import config as settings
 from jobs.errors import JobError, UsageError
 
 if TYPE_CHECKING:
-    from jobs.dictionaries.run import Recipe
+    from jobs.dictionaries.recipe import Recipe
     from store import Store
 
 GRADIENTS = "grad.exact.nll"
@@ -31,7 +31,7 @@ def recipes_of(store: Store, config: settings.Train) -> list[Recipe]:
     from jobs.columns import columns_of
     from jobs.dictionaries.config import TrainConfig
     from jobs.dictionaries.contract import VARIANTS
-    from jobs.dictionaries.run import Recipe
+    from jobs.dictionaries.recipe import Recipe
     from jobs.feed import StoreFeed, usual_rows
 
     columns = columns_of(store, config.site)

@@ -10,9 +10,10 @@ from jobs.dictionaries.array_feed import ArrayFeed
 from jobs.dictionaries.calibration import calibrate
 from jobs.dictionaries.config import TrainConfig
 from jobs.dictionaries.contract import VARIANTS
-from jobs.dictionaries.evaluate import TrainingMode, evaluate
+from jobs.dictionaries.evaluate import evaluate
 from jobs.dictionaries.learner import Learner
 from jobs.dictionaries.train import train
+from jobs.dictionaries.training_mode import TrainingMode
 
 BATCH = 1024
 STILL_DEAD = {"topk": 0.05}

@@ -13,7 +13,8 @@ from ingest.sources import SOURCES
 from jobs.codes import PlainCodeOps
 from jobs.dictionaries import TrainConfig
 from jobs.dictionaries.held_out import against_truth, evaluate_on, figures
-from jobs.dictionaries.run import Recipe, load, train_all, train_on
+from jobs.dictionaries.recipe import Recipe
+from jobs.dictionaries.run import load, train_all, train_on
 from jobs.errors import JobError
 from jobs.runtimes.in_process import InProcess
 

@@ -10,7 +10,8 @@ import pytest
 import store
 from jobs.dictionaries.config import TrainConfig
 from jobs.dictionaries.held_out import evaluate_on, figures
-from jobs.dictionaries.run import Recipe, load, train_all
+from jobs.dictionaries.recipe import Recipe
+from jobs.dictionaries.run import load, train_all
 from jobs.errors import DivergedError, JobError
 from jobs.feed import StoreFeed, read_once
 

@@ -17,7 +17,8 @@ from ingest.config import TokensConfig
 from ingest.run import ingest_vectors
 from ingest.sources import SOURCES
 from jobs.dictionaries.config import TrainConfig
-from jobs.dictionaries.run import Recipe, train_all
+from jobs.dictionaries.recipe import Recipe
+from jobs.dictionaries.run import train_all
 from jobs.dictionaries.tracking import TRACKERS, trackers_of
 from jobs.runtimes.in_process import InProcess
 from store import open as open_store

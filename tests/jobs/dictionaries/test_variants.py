@@ -11,11 +11,12 @@ import torch
 from jobs.codebook import Codebook
 from jobs.dictionaries.config import TrainConfig
 from jobs.dictionaries.contract import VARIANTS
-from jobs.dictionaries.evaluate import TrainingMode, evaluate
+from jobs.dictionaries.evaluate import evaluate
 from jobs.dictionaries.learner import Learner
 from jobs.dictionaries.sparsifiers.gate import Gate
 from jobs.dictionaries.sparsifiers.jump import Jump
 from jobs.dictionaries.train import train
+from jobs.dictionaries.training_mode import TrainingMode
 from store.errors import InvalidInputError
 from store.registry import to_json
 
