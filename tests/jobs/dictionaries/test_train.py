@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from jobs.codebook import Codebook
 from jobs.dictionaries import schedule
 from jobs.dictionaries.array_feed import ArrayFeed
 from jobs.dictionaries.calibration import calibrate, calibrate_threshold, geometric_median
 from jobs.dictionaries.config import TrainConfig
 from jobs.dictionaries.contract import VARIANTS, derive_seed
-from jobs.dictionaries.evaluate import evaluate
 from jobs.dictionaries.learner import Learner, resolve_precision
 from jobs.dictionaries.losses.auxk import auxk
 from jobs.dictionaries.train import train
@@ -393,30 +390,3 @@ def test_the_threshold_keeps_k_latents_a_row_whatever_the_guess(guess, small_run
     theta = calibrate_threshold(book, feed, k=4, rows=10**6, guess=guess)
     active = sum(int((pre > theta).sum()) for _, pre, _ in book.blocks(feed.x))
     assert active / feed.rows == pytest.approx(4, rel=0.01)
-
-
-def test_the_best_of_the_checkpoints_is_kept(small_run, tmp_path):
-    """Against dictionaries of runs that were stopped at each checkpoint."""
-    feed, cfg = small_run(steps=12, lr=0.3)  # so large a rate that later is not better
-    held_out = list(itertools.islice(feed.batches(100), 2))
-    options = {"checkpoint_every": 4, "held_out": held_out}
-    blocks = [(b.x, np.zeros(len(b.x), np.int64), None, b.target) for b in held_out]
-
-    def scored(book):
-        return evaluate(book, blocks, massive_norm=np.inf).fvu
-
-    train(feed, cfg, out=tmp_path / "whole", **options)
-    best = Codebook.load(tmp_path / "whole" / "best")
-    stopped = {}
-    for step in (4, 8, 12):
-        asked = iter(range(1, 13))
-        run = train(feed, cfg, should_stop=lambda asked=asked, step=step: next(asked) == step)
-        stopped[step] = scored(run.codebook)
-    step = min(stopped, key=stopped.get)
-    assert best.meta["best"] == {"step": step, "fvu": pytest.approx(stopped[step], rel=1e-6)}
-    assert scored(best) == pytest.approx(stopped[step], rel=1e-6)
-    asked = iter(range(1, 13))
-    halted = tmp_path / "halted"
-    train(feed, cfg, out=halted, should_stop=lambda: next(asked) == 10, **options)
-    train(feed, cfg, out=halted, **options)
-    assert Codebook.load(halted / "best").meta["best"]["fvu"] <= best.meta["best"]["fvu"]
